@@ -1,0 +1,184 @@
+"""The denoiser protocol: one interface for every network, and the wrappers that change what it computes.
+
+A denoiser is called as ``denoiser(x, alpha, sigma, cond=None)``: `x` is a state at noise level (alpha, sigma), that is
+x = alpha x_0 + sigma n, both levels have shape (batch,), and the result estimates E[x_0 | x]. Levels are scale-free:
+multiplying x, alpha and sigma by the same number changes nothing. Everything is differentiable in x and in the level.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+
+from solverdistill.noise import EDM, Path
+
+
+class Denoiser(Protocol):
+    """Anything that estimates the clean image from a noisy one."""
+
+    def __call__(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        """Return the denoised estimate in data units. Shape as x."""
+        ...
+
+
+class Teacher(nn.Module):
+    """A frozen pretrained network as a denoiser, with the facts that solvers and exported files need.
+
+    Subclasses define ``forward(x, alpha, sigma, cond=None)``. It owns native scaling, prediction type, discrete times
+    and dtype; forms the denoised estimate in float32 or better; never clamps a noise level.
+
+    Args:
+        name: Name that appears in files and tables.
+        shape: Shape of one sample, without the batch.
+        path: The teacher's own noise path.
+        noise_range: Largest and smallest noise level to sample between, in the path's own unit.
+        prediction: What the raw network predicts: "denoised", "eps", "v" or "flow".
+        num_classes: Number of class labels; 0 for an unconditional teacher. Labels are an int64 tensor of shape
+            (batch,), -1 meaning no class.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        path: Path | None = None,
+        noise_range: tuple[float, float] = (80.0, 0.002),
+        prediction: str = "denoised",
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__()
+        self.name, self.shape, self.path = name, tuple(shape), path or EDM()
+        self.noise_range, self.prediction, self.num_classes = noise_range, prediction, num_classes
+
+    def freeze(self) -> Teacher:
+        """Evaluation mode, no parameter gradients."""
+        return self.eval().requires_grad_(False)
+
+    def draw_cond(self, generator: torch.Generator) -> Any:
+        """Draw the condition of one sample (without batch dimension) from its own generator; None for none."""
+        if self.num_classes == 0:
+            return None
+        return torch.randint(self.num_classes, (), generator=generator)
+
+    def null_cond(self, cond: Any) -> Any:
+        """The unconditional counterpart of a batch of conditions."""
+        return pytree.tree_map(lambda label: torch.full_like(label, -1), cond)
+
+    def description(self) -> dict[str, Any]:
+        """Facts that decide what the teacher computes, JSON-able; part of its fingerprint."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "path": self.path.hyperparameters(),
+            "noise_range": list(self.noise_range),
+            "prediction": self.prediction,
+            "num_classes": self.num_classes,
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 (first 16 hex digits) of the description and of every tensor of the network."""
+        digest = hashlib.sha256(json.dumps(self.description(), sort_keys=True).encode())
+        for key, value in sorted(self.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class Guided(nn.Module):
+    """Classifier-free guidance: D_null + scale (D_cond - D_null), both halves in one call.
+
+    Linear in the denoised estimate, so it is the same as guiding eps, v or the flow velocity at that level.
+    Reference: Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022, Eq. 6.
+
+    Args:
+        denoiser: The conditional denoiser.
+        scale: Guidance scale; 1 is the conditional denoiser itself and costs one network pass.
+        null_cond: Maps a batch of conditions to the unconditional ones.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float, null_cond: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.denoiser, self.scale, self.null_cond = denoiser, float(scale), null_cond
+
+    @property
+    def passes(self) -> int:
+        """Network passes per evaluation."""
+        return 1 if self.scale == 1 else 2
+
+    def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        if self.scale == 1 or cond is None:
+            return call(self.denoiser, x, alpha, sigma, cond)
+        joined = pytree.tree_map(_join, self.null_cond(cond), cond)
+        null, conditional = self.denoiser(*(torch.cat([v, v]) for v in (x, alpha, sigma)), joined).chunk(2)
+        return null + self.scale * (conditional - null)
+
+
+def _join(null: Any, cond: Any) -> Any:
+    return torch.cat([null, cond]) if isinstance(cond, Tensor) and cond.ndim else cond
+
+
+class Thresholded(nn.Module):
+    """Dynamic thresholding: per sample q = max(1, quantile of abs(D)), D -> clip(D, -q, q) / q.
+
+    Reference: Saharia et al., "Photorealistic Text-to-Image Diffusion Models", NeurIPS 2022, section 2.3.
+    """
+
+    def __init__(self, denoiser: Denoiser, quantile: float = 0.995) -> None:
+        super().__init__()
+        self.denoiser, self.quantile = denoiser, quantile
+
+    def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        denoised = call(self.denoiser, x, alpha, sigma, cond)
+        q = torch.quantile(denoised.abs().flatten(1), self.quantile, dim=1).clamp(min=1.0)
+        q = q.view(-1, *[1] * (denoised.ndim - 1))
+        return torch.minimum(torch.maximum(denoised, -q), q) / q
+
+
+class Checkpointed(nn.Module):
+    """Recompute each evaluation in the backward pass, so that one network graph is in memory at a time."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        if not torch.is_grad_enabled():
+            return call(self.denoiser, x, alpha, sigma, cond)
+        result = checkpoint(call, self.denoiser, x, alpha, sigma, cond, use_reentrant=False, preserve_rng_state=False)
+        assert isinstance(result, Tensor)
+        return result
+
+
+class Counted(nn.Module):
+    """Count what a denoiser is asked for.
+
+    Attributes:
+        calls: Network calls, batched or not.
+        images: Images evaluated: the sum of the batch sizes.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser, self.calls, self.images = denoiser, 0, 0
+
+    def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        self.calls += 1
+        self.images += x.shape[0]
+        return call(self.denoiser, x, alpha, sigma, cond)
+
+
+def call(denoiser: Any, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+    """Call a denoiser, leaving `cond` out where there is none (so plain functions of three arguments work)."""
+    return denoiser(x, alpha, sigma) if cond is None else denoiser(x, alpha, sigma, cond)
+
+
+def per_sample(value: Tensor, x: Tensor) -> Tensor:
+    """Reshape (batch,) so that it broadcasts over the samples of x."""
+    return value.view(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,1 @@
+"""Classical solvers: no params, the paper's loop in ordinary arithmetic."""

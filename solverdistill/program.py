@@ -1,0 +1,264 @@
+"""A fixed-step solver as a table, and the one executor that plays it.
+
+Every deterministic fixed-step sampler, learned or classical, forms linear combinations of its inputs (the initial noise)
+and of the denoised outputs seen so far, and calls the network on them::
+
+    x_k        = A_k . inputs + sum_{j<k} B_kj denoised_j        evaluation rows k = 0 .. nfe - 1
+    denoised_k = denoiser(x_k, alpha_k, sigma_k)
+    readout_r  = A_r . inputs + sum_j     B_rj denoised_j        readout rows; the last one is the sample
+
+Evaluations that do not depend on each other form a *stage* and go to the network as one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Denoise = Callable[..., Tensor]
+
+
+class Rows(NamedTuple):
+    """Part of a table: coefficients and the noise level of the state that each row forms."""
+
+    A: Tensor
+    B: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    def __len__(self) -> int:
+        return self.A.shape[0]
+
+
+class Evaluation(NamedTuple):
+    """What a `callback` of `sample` sees after each evaluation of the denoiser."""
+
+    index: int
+    nfe: int
+    stage: int
+    x: Tensor
+    alpha: float
+    sigma: float
+    denoised: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SolverProgram:
+    """A solver of K = nfe evaluations and R readouts over I inputs; checks itself when it is made.
+
+    Args:
+        alpha: Signal scale told to the network at each evaluation. Shape: (K,).
+        sigma: Noise scale told to the network at each evaluation. Shape: (K,).
+        A: Coefficients of the inputs, evaluation rows first, then readout rows. Shape: (K + R, I).
+        B: Coefficients of the denoised outputs. Shape: (K + R, K).
+        mask: Entries of [A, B] that may be non-zero, by structure and not by value. Shape: (K + R, I + K).
+        stages: Indices of the evaluations that run as one batch, stage by stage.
+        level: Own (alpha, sigma) of the state that each row forms. Shape: (K + R, 2).
+    Raises:
+        ValueError: a shape is wrong, a number is not finite, a row is not causal, an entry outside the mask is not
+            zero, or two evaluations of a stage depend on each other.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    A: Tensor
+    B: Tensor
+    mask: Tensor
+    stages: tuple[tuple[int, ...], ...]
+    level: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(tuple(int(k) for k in stage) for stage in self.stages))
+        problem = _find_problem(self)
+        if problem:
+            raise ValueError(f"not a solver program: {problem}")
+
+    @property
+    def nfe(self) -> int:
+        """Number of denoiser evaluations per sample."""
+        return self.alpha.shape[0]
+
+    @property
+    def depth(self) -> int:
+        """Number of sequential network calls: the stages."""
+        return len(self.stages)
+
+    @property
+    def inputs(self) -> int:
+        """Number of input tensors; 1 (the noise) for a whole solver, more for a step program."""
+        return self.A.shape[1]
+
+    @property
+    def evaluations(self) -> Rows:
+        """The rows that form the network's inputs."""
+        return Rows(self.A[: self.nfe], self.B[: self.nfe], *self.level[: self.nfe].unbind(1))
+
+    @property
+    def readouts(self) -> Rows:
+        """The rows that form the state after every step, in the solver's own scale; the last one is the sample."""
+        return Rows(self.A[self.nfe :], self.B[self.nfe :], *self.level[self.nfe :].unbind(1))
+
+    def to(self, device: torch.device | str) -> SolverProgram:
+        """The same program with its tensors on `device`."""
+        names = ("alpha", "sigma", "A", "B", "mask", "level")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def detach(self) -> SolverProgram:
+        """The same program without gradients, its numbers unchanged."""
+        return replace(self, **{name: getattr(self, name).detach() for name in ("alpha", "sigma", "A", "B", "level")})
+
+
+def sample(
+    program: SolverProgram,
+    denoiser: Denoise,
+    noise: Tensor | Sequence[Tensor],
+    cond: Any = None,
+    readouts: bool = False,
+    callback: Callable[[Evaluation], None] | None = None,
+    stage_batch: int | None = None,
+) -> Tensor:
+    """Play a solver program.
+
+    Combinations are formed in float32, or in float64 where the noise is float64, whatever dtype the network uses;
+    coefficients are host scalars, so nothing waits for the device. Differentiable in the program and the inputs.
+
+    Args:
+        program: The solver.
+        denoiser: ``denoiser(x, alpha, sigma, cond)`` -> denoised, with alpha and sigma of shape (batch,).
+        noise: Unit-normal noise, shape (batch, ...); for a program of several inputs the list of them.
+        cond: Pytree of conditions; every tensor in it with a dimension has first dimension `batch` and is repeated for
+            the evaluations of a stage. Passed as fourth argument unless it is None.
+        readouts: Return the state after every step, shape (readouts, batch, ...), instead of the sample alone.
+        callback: Called after each evaluation (progress bars, previews).
+        stage_batch: Largest batch sent to the network at once; None sends each stage whole.
+    Returns:
+        The sample, shape (batch, ...).
+    """
+    inputs = (noise,) if isinstance(noise, Tensor) else tuple(noise)
+    if len(inputs) != program.inputs:
+        raise ValueError(f"the program takes {program.inputs} input(s), {len(inputs)} given")
+    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    registers: list[Tensor | None] = [x.to(dtype) for x in inputs] + [None] * program.nfe
+    coefficients = torch.cat([program.A, program.B], dim=1)
+    rows = list(coefficients.unbind()) if coefficients.requires_grad else coefficients.tolist()
+    support = program.mask.tolist()
+    told = list(zip(_scalars(program.alpha), _scalars(program.sigma), strict=True))
+    for stage, points in enumerate(program.stages):
+        states = [_combine(rows[k], support[k], registers) for k in points]
+        outputs = _evaluate(denoiser, states, [told[k] for k in points], cond, stage_batch)
+        for k, x, denoised in zip(points, states, outputs, strict=True):
+            registers[program.inputs + k] = denoised.to(dtype)
+            if callback is not None:
+                callback(Evaluation(k, program.nfe, stage, x, float(told[k][0]), float(told[k][1]), denoised))
+    first = program.nfe if readouts else len(rows) - 1
+    results = [_combine(rows[r], support[r], registers) for r in range(first, len(rows))]
+    return torch.stack(results) if readouts else results[0]
+
+
+def _scalars(values: Tensor) -> Sequence[Any]:
+    """Host numbers, or 0-dim tensors where gradients are asked for."""
+    return values.unbind() if values.requires_grad else values.tolist()
+
+
+def _combine(row: Any, support: list[bool], registers: list[Tensor | None]) -> Tensor:
+    """Form one row: the sum of coefficient times register over its structural entries."""
+    total: Tensor | None = None
+    for i, used in enumerate(support):
+        if used:
+            value: Any = registers[i]
+            if total is None:
+                total = value * row[i]
+            elif isinstance(row[i], Tensor):
+                total = total + value * row[i]
+            else:
+                total = torch.add(total, value, alpha=row[i])
+    return torch.zeros_like(registers[0]) if total is None else total  # pyright: ignore[reportArgumentType]
+
+
+def _evaluate(denoiser: Denoise, states: list[Tensor], told: list[Any], cond: Any, limit: int | None) -> list[Tensor]:
+    """Run one stage: its points in a row along the batch, split into calls of at most `limit`."""
+    batch, points = states[0].shape[0], len(states)
+    x = torch.cat(states) if points > 1 else states[0]
+    alpha, sigma = (torch.cat([_full(states[0], level[i]) for level in told]) for i in (0, 1))
+    tree = (x, alpha, sigma, repeat_cond(cond, batch, points)) if cond is not None else (x, alpha, sigma)
+    if limit is None or batch * points <= limit:
+        return list(denoiser(*tree).chunk(points))
+    total = batch * points
+    calls = [_slice(tree, total, slice(start, start + limit)) for start in range(0, total, limit)]
+    return list(torch.cat([denoiser(*call) for call in calls]).chunk(points))
+
+
+def _full(x: Tensor, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device=x.device, dtype=x.dtype).expand(x.shape[0])
+    return x.new_full((x.shape[0],), value)
+
+
+def _slice(tree: Any, total: int, rows: slice) -> Any:
+    return pytree.tree_map(lambda leaf: leaf[rows] if _is_batched(leaf, total) else leaf, tree)
+
+
+def _is_batched(leaf: Any, batch: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+
+
+def repeat_cond(cond: Any, batch: int, times: int) -> Any:
+    """Repeat every batched tensor of a condition for the points of a stage (point by point, not sample by sample).
+
+    Raises:
+        ValueError: a tensor with a dimension has not `batch` as its first.
+    """
+
+    def repeat(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+            return leaf
+        if leaf.shape[0] != batch:
+            raise ValueError(f"cond holds a tensor of shape {tuple(leaf.shape)}; its first dimension must be {batch}")
+        return leaf if times == 1 else leaf.repeat(times, *[1] * (leaf.ndim - 1))
+
+    return pytree.tree_map(repeat, cond)
+
+
+def _find_problem(program: SolverProgram) -> str | None:
+    """Say in a clause what is wrong with a table, or None."""
+    nfe, rows, inputs = program.alpha.shape[0], *program.A.shape
+    shapes = {"sigma": (nfe,), "B": (rows, nfe), "mask": (rows, inputs + nfe), "level": (rows, 2)}
+    for name, shape in shapes.items():
+        if tuple(getattr(program, name).shape) != shape:
+            return f"{name} has shape {tuple(getattr(program, name).shape)}, expected {shape}"
+    if inputs < 1 or rows <= nfe:
+        return f"it needs at least one input and one readout row, not {inputs} and {rows - nfe}"
+    for name in ("alpha", "sigma", "A", "B", "level"):
+        if not bool(torch.isfinite(getattr(program, name).detach()).all()):
+            return f"{name} has a number that is not finite"
+    told = torch.stack([program.alpha, program.sigma]).detach()
+    if bool((told < 0).any() | (told.sum(0) == 0).any()):
+        return "a noise level told to the network is negative or (0, 0)"
+    history = program.mask[:, inputs:]
+    anticipating = history[:nfe].triu().nonzero()
+    if len(anticipating):
+        k, j = anticipating[0].tolist()
+        return f"evaluation row {k} is not causal: it may use denoised output {j}"
+    table = torch.cat([program.A, program.B], dim=1).detach()
+    outside = ((table != 0) & ~program.mask).nonzero()
+    if len(outside):
+        return f"entry {outside[0].tolist()} is not zero but lies outside the mask"
+    return _find_stage_problem(program.stages, nfe, history)
+
+
+def _find_stage_problem(stages: tuple[tuple[int, ...], ...], nfe: int, history: Tensor) -> str | None:
+    if sorted(k for stage in stages for k in stage) != list(range(nfe)) or not all(stages):
+        return f"stages {list(map(list, stages))} do not hold each of the {nfe} evaluations once"
+    done: set[int] = set()
+    for stage in stages:
+        for k in stage:
+            missing = set(history[k].nonzero().flatten().tolist()) - done
+            if missing:
+                return f"evaluation {k} runs before or beside evaluation {min(missing)}, which it depends on"
+        done.update(stage)
+    return None

@@ -1,0 +1,1 @@
+"""Teachers: denoisers whose sampling a learned solver speeds up."""
