@@ -134,3 +134,17 @@ def grid_values(grid: Grid | Sequence[float] | Tensor, path: Path) -> tuple[floa
         if not (math.isfinite(a) and math.isfinite(b) and a > b):
             raise ValueError(f"grid is not strictly decreasing and finite at entry {i}: {a} then {b}")
     return values
+
+
+def nested_grid(rule: Grid, path: Path, extra: int, inner: int = 3) -> tuple[float, ...]:
+    """The teacher grid of EPD: `extra` more points of the same rule in every step, each interval cut again.
+
+    The cut is a polynomial rho = 7 grid of `inner` points between the ends of the interval (`inner` = 2 cuts nothing).
+    Every ((extra + 1) (inner - 1))-th point is a point of the student's grid.
+    """
+    coarse = rule.with_steps(rule.steps * (extra + 1)).values(path).tolist()
+    values = coarse[:1]
+    for start, end in zip(coarse, coarse[1:], strict=False):
+        cut = Grid("polynomial", inner - 1, start, end)
+        values += cut.values(path).tolist()[1:]
+    return tuple(values)

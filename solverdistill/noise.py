@@ -120,6 +120,10 @@ class Path(ABC):
         u = float64(u)
         return Level(torch.ones_like(u), u)
 
+    def clock_of(self, level: Level) -> Tensor:
+        """Clock value at which the straight coordinates have the signal-to-noise ratio of `level`."""
+        return level.sigma / level.alpha
+
     def initial_scale(self, s: Scalar) -> Tensor:
         """Factor that turns unit-normal noise into the initial state at s."""
         return self.sigma(s)
@@ -176,6 +180,9 @@ class Flow(Path):
     def straight(self, u: Scalar) -> Level:
         u = float64(u)
         return Level(1 - u, u)
+
+    def clock_of(self, level: Level) -> Tensor:
+        return level.sigma / (level.alpha + level.sigma)
 
 
 @dataclass(frozen=True)

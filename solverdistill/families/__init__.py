@@ -9,12 +9,18 @@ from typing import Any
 from torch import Tensor
 
 from solverdistill.families.base import Family
+from solverdistill.families.classical.adams import IPNDM, IPNDMV
+from solverdistill.families.classical.deis import DEIS
+from solverdistill.families.classical.dpmpp import DPMpp
 from solverdistill.families.classical.singlestep import DPMSolver2, Euler, Heun
+from solverdistill.families.classical.unipc import UniPC
 from solverdistill.families.epd import EPD, EPDiPNDM
 from solverdistill.grids import Grid, grid_values
 from solverdistill.noise import Path, make_path
+from solverdistill.settings import check_types
 
-ROSTER: dict[str, type[Family]] = {cls.name: cls for cls in (Euler, Heun, DPMSolver2, EPD, EPDiPNDM)}
+CLASSICAL = (Euler, Heun, DPMSolver2, DPMpp, UniPC, DEIS, IPNDM, IPNDMV)
+ROSTER: dict[str, type[Family]] = {cls.name: cls for cls in (*CLASSICAL, EPD, EPDiPNDM)}
 ALIASES = {"ddim": "euler"}
 
 
@@ -44,6 +50,7 @@ def build(
     for option in hyperparameters:
         if option not in known:
             raise ValueError(f"family {name!r} has no hyperparameter {option!r}; it has: {', '.join(known)}")
+    check_types(f"family {name!r}", cls, hyperparameters)
     path = make_path(path)
     return cls(grid=grid_values(grid, path), path=path, **hyperparameters)
 

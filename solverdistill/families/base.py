@@ -67,6 +67,10 @@ class Timeline:
         """(alpha, sigma) told to the network at grid point i."""
         return self.level(i) if self._told is None else self.path.level(self._told[i])
 
+    def straight_told(self, i: int) -> Level:
+        """The same level in the scale of straight coordinates, for a state that lives in these."""
+        return self.path.straight(self.clock[i] if self._told is None else self.path.clock(self._told[i]))
+
     def singular(self, i: int) -> bool:
         """Whether step i begins at pure noise (alpha = 0) or ends at clean data (sigma = 0)."""
         return bool(self.alpha[i] == 0) or bool(self.sigma[i + 1] == 0)
@@ -105,6 +109,10 @@ class Family(ABC):
     def prepare(self, params: Params) -> Any:
         """Turn raw params (float64, on the host) into what `step` reads: constrained values, a `Timeline`."""
         return self.timeline
+
+    def prepare_initial(self) -> Any:
+        """Values of the initial params, for what does not depend on them (a fixed grid)."""
+        return self._prepare(self.init(0))
 
     @abstractmethod
     def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Any) -> tuple[State, History]:

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Direction = Literal["up", "down"]
+Layer = TypeVar("Layer", bound="nn.Linear | nn.Conv2d")
 
 # Residual sums are multiplied by this so that the variance of activations does not grow with depth.
 RESIDUAL_SCALE = math.sqrt(0.5)
 
 
-def xavier(layer: nn.Module, gain: float = 1.0) -> nn.Module:
+def xavier(layer: Layer, gain: float = 1.0) -> Layer:
     """Initialise a linear or convolutional layer (Xavier-uniform weight, zero bias) and return it.
 
     Args:
-        layer: Module with a ``weight`` and perhaps a ``bias``.
+        layer: Layer, with or without a bias.
         gain: Factor on the weight; 1e-5 makes a layer that starts as (almost) zero.
     """
     nn.init.xavier_uniform_(layer.weight, gain=gain)
@@ -117,7 +118,7 @@ class ResampledConv2d(nn.Conv2d):
         return resample(wide, self.resample_filter, "down", pad=0)
 
 
-def conv(in_channels: int, out_channels: int, kernel_size: int, *, gain: float = 1.0) -> nn.Module:
+def conv(in_channels: int, out_channels: int, kernel_size: int, *, gain: float = 1.0) -> nn.Conv2d:
     """Size-preserving convolution with the initialisation of :func:`xavier`."""
     return xavier(nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2), gain)
 
@@ -154,7 +155,7 @@ class UNetBlock(nn.Module):
     ) -> None:
         super().__init__()
 
-        def first_conv(kernel_size: int) -> nn.Module:
+        def first_conv(kernel_size: int) -> nn.Conv2d:
             if direction is None:
                 return conv(in_channels, out_channels, kernel_size)
             return xavier(ResampledConv2d(in_channels, out_channels, kernel_size, direction, taps))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ class SongUNet(nn.Module):
         self.dec = nn.ModuleDict()
         self._build_decoder(widths, skips)
 
-    def _block(self, in_channels: int, out_channels: int, **options: object) -> UNetBlock:
+    def _block(self, in_channels: int, out_channels: int, **options: Any) -> UNetBlock:
         return UNetBlock(
             in_channels, out_channels, self._emb_channels, dropout=self._dropout, taps=self._taps, **options
         )

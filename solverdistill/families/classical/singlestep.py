@@ -20,7 +20,7 @@ class Euler(OdeFamily):
 
     def update(self, i: int, y: State, history: History, slope: Slope, values: Timeline) -> tuple[State, History]:
         u, u_next = values.clock[i], values.clock[i + 1]
-        return y + self.first_slope(i, y, u, slope, values.told(i)) * (u_next - u), ()
+        return y + self.first_slope(i, y, u, slope, values.straight_told(i)) * (u_next - u), ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,11 @@ class Heun(OdeFamily):
 
     def update(self, i: int, y: State, history: History, slope: Slope, values: Timeline) -> tuple[State, History]:
         u, u_next = values.clock[i], values.clock[i + 1]
-        g = self.first_slope(i, y, u, slope, values.told(i))
+        g = self.first_slope(i, y, u, slope, values.straight_told(i))
         y_euler = y + g * (u_next - u)
         if bool(u_next == 0):
             return y_euler, ()
-        return y + (g + slope(y_euler, u_next, values.told(i + 1))) * ((u_next - u) / 2), ()
+        return y + (g + slope(y_euler, u_next, values.straight_told(i + 1))) * ((u_next - u) / 2), ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class DPMSolver2(OdeFamily):
 
     def update(self, i: int, y: State, history: History, slope: Slope, values: Timeline) -> tuple[State, History]:
         u, u_next = values.clock[i], values.clock[i + 1]
-        g = self.first_slope(i, y, u, slope, values.told(i))
+        g = self.first_slope(i, y, u, slope, values.straight_told(i))
         if bool(u_next == 0):
             return y + g * (u_next - u), ()
         middle = u_next**self.r * u ** (1 - self.r)

@@ -1,0 +1,149 @@
+"""The solvers a student is compared with: classical ones, each on the grid it is usually given, at an exact cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from solverdistill import families
+from solverdistill.families.base import Family
+from solverdistill.grids import Grid
+from solverdistill.noise import Flow, Path
+from solverdistill.program import SolverProgram
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A solver that takes part in a comparison.
+
+    Args:
+        label: Name in tables and figures; different for different solvers.
+        program: The solver, on the host.
+        nfe: Evaluations of the denoiser per sample.
+        depth: Sequential network calls per sample.
+        kind: "student" for a learned solver, "classical" for one without params.
+    """
+
+    label: str
+    program: SolverProgram
+    nfe: int
+    depth: int
+    kind: Literal["student", "classical"] = "student"
+
+    @classmethod
+    def of(cls, label: str, program: SolverProgram, kind: Literal["student", "classical"] = "student") -> Candidate:
+        """A candidate whose costs are those of its program."""
+        return cls(label, program.detach().to("cpu"), program.nfe, program.depth, kind)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A classical solver with the grid that its authors or the field give it.
+
+    Args:
+        name: Name in `families.ROSTER`.
+        label: Name in tables, without the grid.
+        grid: Usual grid kind.
+        rho: Exponent of that grid; None for kinds that have none.
+        options: Hyperparameters of the family.
+        second_grid: Try the polynomial grid too, or on a flow path the one linear in log-SNR.
+    """
+
+    name: str
+    label: str
+    grid: str
+    rho: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    second_grid: bool = False
+
+
+AFS_SUFFIX = " + AFS"
+
+
+class ClassicalSet(NamedTuple):
+    """Classical solvers of a given cost, and a sentence for each one that cannot have it."""
+
+    candidates: list[Candidate]
+    omitted: list[str]
+
+
+CLASSICAL: tuple[Baseline, ...] = (
+    Baseline("euler", "Euler", "polynomial", 7.0),
+    Baseline("heun", "Heun", "polynomial", 7.0),
+    Baseline("dpm2", "DPM-2", "polynomial", 7.0),
+    Baseline("ipndm", "iPNDM-4", "polynomial", 7.0, {"max_order": 4}),
+    Baseline("ipndm_v", "iPNDM_v-4", "polynomial", 7.0, {"max_order": 4}),
+    Baseline("dpmpp", "DPM++(1)", "logsnr", None, {"order": 1}),
+    Baseline("dpmpp", "DPM++(2M)", "logsnr", None, {"order": 2}, second_grid=True),
+    Baseline("dpmpp", "DPM++(3M)", "logsnr", None, {"order": 3}, second_grid=True),
+    Baseline("unipc", "UniPC-2", "logsnr", None, {"order": 2}),
+    Baseline("unipc", "UniPC-3", "logsnr", None, {"order": 3}, second_grid=True),
+    Baseline("deis", "DEIS-tAB1", "time_uniform", 2.0, {"max_order": 2}),
+    Baseline("deis", "DEIS-tAB2", "time_uniform", 2.0, {"max_order": 3}),
+    Baseline("deis", "DEIS-tAB3", "time_uniform", 2.0, {"max_order": 4}),
+)
+
+
+def classical_candidates(
+    path: Path, noise_range: tuple[float, float], nfe: int | None = None, depth: int | None = None
+) -> ClassicalSet:
+    """Find every classical solver that spends exactly `nfe` evaluations, or takes exactly `depth` sequential calls.
+
+    A solver that misses the number by the parity of its steps, such as Heun at an odd one, is tried with an analytical
+    first step. On a flow path the grids are uniform in its time and, where both ends are finite, in log-SNR.
+
+    Args:
+        path: The teacher's path.
+        noise_range: Largest and smallest noise level, in the path's own unit.
+        nfe: Evaluations to match.
+        depth: Sequential calls to match; a classical solver has as many as evaluations.
+    Returns:
+        At most 16 candidates for each of the two numbers, without repetition, and a sentence for each omission.
+    Raises:
+        ValueError: neither number is given, or one is below 1.
+    """
+    budgets = list(dict.fromkeys(budget for budget in (nfe, depth) if budget is not None))
+    if not budgets or min(budgets) < 1:
+        raise ValueError(f"classical solvers are sought by nfe or depth, at least 1; got nfe={nfe}, depth={depth}")
+    candidates: list[Candidate] = []
+    omitted: list[str] = []
+    for budget in budgets:
+        for baseline in CLASSICAL:
+            for title, grid in _grids(baseline, path, noise_range):
+                try:
+                    family, afs = _at_cost(baseline, budget, grid, path)
+                except ValueError as error:
+                    omitted.append(f"{baseline.label} {title} at {budget}: {error}")
+                    continue
+                label = f"{baseline.label}{AFS_SUFFIX if afs else ''} {title}"
+                candidates.append(Candidate.of(label, family.program(), "classical"))
+    return ClassicalSet(candidates, omitted)
+
+
+def _grids(baseline: Baseline, path: Path, noise_range: tuple[float, float]) -> Iterator[tuple[str, Grid]]:
+    """The grids a solver is tried on, with their titles; the number of steps is chosen later."""
+    start, end = noise_range
+    if isinstance(path, Flow):
+        # The time of a flow path is straight already; exponents made for sigma in [0.002, 80] have no meaning on it.
+        yield "uniform", Grid("flow_shift", start=start, end=end)
+        if baseline.second_grid and bool(path.half_log_snr([start, end]).isfinite().all()):
+            yield "logsnr", Grid("logsnr", start=start, end=end)
+        return
+    yield baseline.grid, Grid(baseline.grid, start=start, end=end, rho=baseline.rho)
+    if baseline.second_grid:
+        yield "polynomial", Grid("polynomial", start=start, end=end, rho=7.0)
+
+
+def _at_cost(baseline: Baseline, nfe: int, grid: Grid, path: Path) -> tuple[Family, bool]:
+    """Build a solver that spends exactly `nfe`, and say whether it takes an analytical first step."""
+    try:
+        steps, afs = families.steps_for_nfe(baseline.name, nfe, grid, path, **baseline.options), False
+    except ValueError as error:
+        try:
+            options = {**baseline.options, "afs": True}
+            steps, afs = families.steps_for_nfe(baseline.name, nfe, grid, path, **options), True
+        except ValueError:
+            raise error from None
+    options = {**baseline.options, **({"afs": True} if afs else {})}
+    return families.build(baseline.name, grid.with_steps(steps), path, **options), afs

@@ -1,0 +1,169 @@
+"""What a student is compared with, and by which distance: pure functions of a program and a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from solverdistill.families.base import Family, Params
+from solverdistill.program import SolverProgram, sample
+from solverdistill.settings import check_fields
+
+Features = Callable[[Tensor], Tensor]
+
+
+class Batch(NamedTuple):
+    """Reference data of a batch of samples.
+
+    Args:
+        noise: Unit-normal noise. Shape: (batch, ...).
+        targets: Reference states at the student's grid points after the first. Shape: (steps, batch, ...).
+        end: Reference end point. Shape: (batch, ...).
+        cond: Condition, or None.
+    """
+
+    noise: Tensor
+    targets: Tensor
+    end: Tensor
+    cond: Any = None
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference per sample. Shape: (batch,)."""
+    return (a - b).flatten(1).pow(2).mean(1)
+
+
+def l1(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference per sample. Shape: (batch,)."""
+    return (a - b).flatten(1).abs().mean(1)
+
+
+def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
+    """sqrt(|a - b|^2 + c^2) - c with c = 0.00054 sqrt(dimension) per sample (Song, Dhariwal 2023, Eq. 8)."""
+    square = (a - b).flatten(1).pow(2)
+    c = 0.00054 * square.shape[1] ** 0.5
+    return (square.sum(1) + c**2).sqrt() - c
+
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "l1": l1, "pseudo_huber": pseudo_huber}
+
+
+def distance(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Look a distance up by name."""
+    if name not in DISTANCES:
+        raise ValueError(f"distance {name!r} is unknown; known: {', '.join(DISTANCES)}")
+    return DISTANCES[name]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Roll the student out and compare its states with the reference states at its own grid points.
+
+    loss = mean over samples of sum_i weight_i distance(state_i, target_i), weight 1 at the end point and
+    `intermediate` before it.
+
+    Args:
+        distance: "mse", "l1" or "pseudo_huber".
+        intermediate: Weight of the states before the last; 0 compares end points only.
+        features: Feature extractor on images in [-1, 1]; None for none.
+        feature_weight: Weight of the mean squared feature difference of the end points.
+    """
+
+    distance: str = "mse"
+    intermediate: float = 1.0
+    features: Features | None = None
+    feature_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        distance(self.distance)
+        if self.feature_weight and self.features is None:
+            raise ValueError("feature_weight of the trajectory objective needs a feature extractor in `features`")
+
+    def __call__(self, program: SolverProgram, denoiser: Any, batch: Batch) -> Tensor:
+        """The loss of a batch: a scalar, differentiable in the program."""
+        measure = distance(self.distance)
+        if self.intermediate == 0:
+            end = sample(program, denoiser, batch.noise, batch.cond)
+            loss = measure(end, batch.targets[-1]).mean()
+        else:
+            states = sample(program, denoiser, batch.noise, batch.cond, readouts=True)
+            pairs = zip(states, batch.targets, strict=True)
+            terms = torch.stack([measure(state, target).mean() for state, target in pairs])
+            loss, end = terms[-1] + self.intermediate * terms[:-1].sum(), states[-1]
+        if self.features is not None and self.feature_weight:
+            loss = loss + self.feature_weight * feature_mse(self.features, end, batch.targets[-1])
+        return loss
+
+
+def endpoint(distance: str = "mse", features: Features | None = None, feature_weight: float = 0.0) -> Trajectory:
+    """Compare end points only."""
+    return Trajectory(distance, 0.0, features, feature_weight)
+
+
+def feature_mse(features: Features, image: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference of features; the target's are constants."""
+    with torch.no_grad():
+        wanted = features(target)
+    return (features(image) - wanted).pow(2).mean()
+
+
+class StepLoss(NamedTuple):
+    """One step of a published EPD roll-out."""
+
+    step: int
+    state: Tensor
+    loss: Tensor
+    back_propagated: bool
+
+
+@dataclass(frozen=True)
+class PublishedEPD:
+    """The loss schedule of the EPD code: one loss per step, to be followed by an optimiser step each.
+
+    Steps before the last: sum over elements of (state - target)^2, divided by the batch. Last step: `alpha` times the
+    number of elements times the mean squared feature difference of clip(127.5 x + 128, 0, 255). With fewer than
+    `gate_steps` steps in a non-plug-in student on pixels only the last loss is back-propagated, otherwise all are,
+    each through the whole chain so far; history entries are detached.
+    Reference: Zhu et al., ICCV 2025, as its code does it (10.48550/arXiv.2507.14797).
+
+    Args:
+        features: Maps images in [0, 255] to features; None compares the clipped images themselves.
+        alpha: Weight of the feature loss.
+        latent: Latent-space students back-propagate every step.
+    """
+
+    features: Features | None = None
+    alpha: float = 10.0
+    latent: bool = False
+    gate_steps: int = 5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def steps(self, family: Family, params: Callable[[], Params], denoiser: Any, batch: Batch) -> Iterator[StepLoss]:
+        """Yield the loss of each step; `params` is read anew at every step, so updates in between take effect."""
+        only_last = not self.latent and family.name == "epd" and family.steps < self.gate_steps
+        state = batch.noise * family.initial_scale(None)
+        history: tuple[Tensor, ...] = ()
+        for i in range(family.steps):
+            program = family.step_program(i, params())
+            outputs = sample(program, denoiser, (state, *history), batch.cond, readouts=True)
+            state, history = outputs[-1], tuple(entry.detach() for entry in outputs[:-1])
+            last = i == family.steps - 1
+            loss = self.last_loss(state, batch.targets[i]) if last else _sum_of_squares(state, batch.targets[i])
+            yield StepLoss(i, state, loss, last or not only_last)
+
+    def last_loss(self, state: Tensor, target: Tensor) -> Tensor:
+        """The feature loss of the last step, broadcast to every element and summed as in the published code."""
+        pixels, wanted = ((127.5 * x + 128).clamp(0, 255) for x in (state, target))
+        features = self.features or torch.nn.Identity()
+        return self.alpha * state[0].numel() * feature_mse(features, pixels, wanted)
+
+
+def _sum_of_squares(state: Tensor, target: Tensor) -> Tensor:
+    return (state - target).pow(2).sum() / state.shape[0]

@@ -1,0 +1,262 @@
+"""From a composed configuration to a trained, exported, compared solver; the only module that imports hydra."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+from omegaconf import DictConfig, OmegaConf
+
+from solverdistill import __version__, families
+from solverdistill.coefficients import save_solver
+from solverdistill.denoiser import Guided, Teacher
+from solverdistill.evaluation.final import EvaluationSettings, compare_at_the_end
+from solverdistill.families.base import Family, Params
+from solverdistill.grids import Grid
+from solverdistill.module import PublishedEPDDistillation, SolverDistillation
+from solverdistill.objectives import PublishedEPD
+from solverdistill.progress import TargetProgress, console, progress_bar
+from solverdistill.settings import check_fields
+from solverdistill.targets import TargetData, TargetSettings
+from solverdistill.trajectories import Reference
+
+GROUPS = ("model", "objective", "targets", "fit", "optimizer", "trainer", "logger", "evaluation", "solver")
+SCALARS = ("seed", "guidance", "ckpt_path", "run_name", "output_dir")
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long gradient descent runs.
+
+    Args:
+        iterations: Training steps.
+        batch_size: Samples per step.
+        validations: How often held-out samples are looked at.
+        checkpointing: Recompute the network in the backward pass to save memory.
+    """
+
+    iterations: int = 400
+    batch_size: int = 32
+    validations: int = 10
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("iterations", "batch_size", "validations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Student:
+    """A family and the grid rule that it was built from."""
+
+    family: Family
+    rule: Grid
+
+
+def train(config: DictConfig) -> dict[str, float]:
+    """Train, export and compare one student, as `train.py` does.
+
+    Writes solver.json (best state on held-out seeds), solver-last.json, checkpoints, the training log, and unless
+    `evaluation.enabled` is false metrics.csv, metrics.md and figures, all into `config.output_dir`.
+
+    Returns:
+        Validation RMSE of the exported solver, and its nfe and depth.
+    Raises:
+        ValueError, TypeError, FileNotFoundError: a setting cannot be used; the message says which and what would do.
+    """
+    check_config(config)
+    seed_everything(config.seed, verbose=False)
+    teacher: Teacher = hydra.utils.instantiate(config.model)
+    denoiser = Guided(teacher, config.guidance, teacher.null_cond)
+    student = make_student(config.solver, teacher)
+    fit = FitSettings(**_plain(config.fit))
+    targets = _plain(config.targets)
+    settings = TargetSettings(**{**targets, "reference": Reference(**targets["reference"])})
+    evaluation = EvaluationSettings(**_plain(config.evaluation))
+    module = make_module(config, student.family, denoiser, fit)
+    output = Path(config.output_dir)
+    checkpoint = find_checkpoint(config.ckpt_path, output)
+    trainer = make_trainer(config, fit, output)
+    device = trainer.strategy.root_device
+    denoiser.to(device)
+    data = TargetData(
+        settings,
+        teacher,
+        denoiser,
+        student.family,
+        fit.batch_size,
+        fit.iterations,
+        device,
+        TargetProgress(),
+        student.rule,
+    )
+    say_hello(config, teacher, student.family, settings)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    provenance = make_provenance(config, teacher, settings, module)
+    export(output, student.family, module, provenance)
+    if evaluation.enabled and trainer.is_global_zero:
+        program = student.family.program(module.best_params)
+        compare_at_the_end(evaluation, output, config.solver.name, program, teacher, denoiser, data.split("test"))
+    return {"rmse": module.best_rmse, "nfe": float(student.family.nfe), "depth": float(student.family.depth)}
+
+
+def check_config(config: DictConfig) -> None:
+    """Refuse keys at the top of the configuration that nothing reads."""
+    for key in config:
+        if key not in GROUPS + SCALARS:
+            raise ValueError(f"configuration key {key!r} is unknown; known: {', '.join(GROUPS + SCALARS)}")
+    if isinstance(config.seed, bool) or not isinstance(config.seed, int):
+        raise TypeError(f"seed must be an integer, not {config.seed!r}")
+    if isinstance(config.guidance, (str, bool)):
+        raise TypeError(f"guidance must be a number, not {config.guidance!r}")
+
+
+def make_student(solver: DictConfig, teacher: Teacher) -> Student:
+    """Build the family of a solver config at exactly its nfe, on the teacher's path and noise range."""
+    options: dict[str, Any] = _plain(solver)
+    name, nfe, grid, path = (options.pop(key, None) for key in ("name", "nfe", "grid", "path"))
+    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
+        raise TypeError(f"solver.nfe must be an integer of at least 1, not {nfe!r}")
+    start, end = teacher.noise_range
+    try:
+        rule = Grid(**{"start": start, "end": end, **(grid or {})})
+    except TypeError as error:
+        raise ValueError(f"solver.grid cannot be used: {error}") from None
+    path = teacher.path if path is None else path
+    steps = families.steps_for_nfe(name, nfe, rule, path, **options)
+    return Student(families.build(name, rule.with_steps(steps), path, **options), rule.with_steps(steps))
+
+
+def make_module(config: DictConfig, family: Family, denoiser: Any, fit: FitSettings) -> SolverDistillation:
+    """Build the Lightning module with its objective, optimizer and schedule."""
+    objective = hydra.utils.instantiate(config.objective)
+    options: dict[str, Any] = _plain(config.optimizer)
+    cosine, final = options.pop("cosine", False), options.pop("final_lr", 0.0)
+    optimizer = hydra.utils.instantiate(options)
+
+    def scheduler(optimizer: torch.optim.Optimizer) -> Any:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, fit.iterations, eta_min=final)
+
+    published = isinstance(objective, PublishedEPD)
+    module = PublishedEPDDistillation if published else SolverDistillation
+    return module(
+        family, denoiser, objective, optimizer, scheduler if cosine else None, config.seed, fit.checkpointing
+    )
+
+
+def find_checkpoint(wanted: str | None, output: Path) -> str | None:
+    """Resolve `ckpt_path`; `last` is the newest checkpoint among the sibling folders of this run.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if wanted is None:
+        return None
+    if wanted == "last":
+        found = sorted(output.parent.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise FileNotFoundError(f"ckpt_path=last: no run in {output.parent} has a checkpoint yet")
+        return str(found[-1])
+    if not Path(wanted).is_file():
+        raise FileNotFoundError(f"checkpoint {wanted} (ckpt_path) does not exist")
+    return wanted
+
+
+def make_trainer(config: DictConfig, fit: FitSettings, output: Path) -> Trainer:
+    """Build the Lightning trainer: one epoch of `fit.iterations` batches, validated now and then."""
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            output / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=_interval(fit), verbose=False
+        )
+    ]
+    bar = progress_bar()
+    trainer: Trainer = hydra.utils.instantiate(
+        config.trainer,
+        max_epochs=1,
+        val_check_interval=_interval(fit),
+        num_sanity_val_steps=0,
+        log_every_n_steps=max(1, min(10, fit.iterations)),
+        enable_model_summary=False,
+        logger=make_loggers(config, output),
+        callbacks=[*callbacks, bar],
+        default_root_dir=str(output),
+        use_distributed_sampler=False,
+    )
+    return trainer
+
+
+def _interval(fit: FitSettings) -> int:
+    return max(1, fit.iterations // fit.validations)
+
+
+def make_loggers(config: DictConfig, output: Path) -> list[Logger]:
+    """csv always; wandb offline, online or off."""
+    loggers: list[Logger] = [CSVLogger(output, name="", version="training")]
+    mode = config.logger.wandb
+    if mode not in ("off", "offline", "online"):
+        raise ValueError(f"logger.wandb must be off, offline or online, not {mode!r}")
+    if mode != "off":
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(
+            WandbLogger(
+                name=config.run_name,
+                project=config.logger.project,
+                save_dir=str(output),
+                offline=mode == "offline",
+                config=_plain(config),
+                settings={"silent": True, "console": "off"} if mode == "offline" else None,
+            )
+        )
+    return loggers
+
+
+def make_provenance(
+    config: DictConfig, teacher: Teacher, settings: TargetSettings, module: SolverDistillation
+) -> dict[str, Any]:
+    """Where a solver comes from, as its file says it."""
+    plain = _plain(config)
+    plain.pop("output_dir", None)
+    reference = settings.reference
+    return {
+        "teacher": {**teacher.description(), "fingerprint": teacher.fingerprint()},
+        "guidance": float(config.guidance),
+        "reference": {"solver": reference.solver, "steps": reference.steps, "grid": reference.grid},
+        "objective": plain["objective"],
+        "metrics": {"validation_rmse": module.best_rmse},
+        "config_digest": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16],
+        "version": __version__,
+    }
+
+
+def export(output: Path, family: Family, module: SolverDistillation, provenance: Mapping[str, Any]) -> None:
+    """Write solver.json (best state) and solver-last.json (last state)."""
+    states: dict[str, Params] = {"solver.json": module.best_params, "solver-last.json": module.current_params()}
+    for name, params in states.items():
+        save_solver(output / name, family.program(params), family.hyperparameters(), params, provenance)
+
+
+def say_hello(config: DictConfig, teacher: Teacher, family: Family, settings: TargetSettings) -> None:
+    """One line that says what is about to happen."""
+    count = sum(value.numel() for value in family.init(0).values())
+    reference = f"{settings.reference.solver}, {settings.reference.steps} steps"
+    console().print(
+        f"[bold]{family.name}[/bold] for [bold]{teacher.name}[/bold]: {count} numbers, nfe {family.nfe}, "
+        f"depth {family.depth}, {family.steps} steps on the {family.path.name} path; reference {reference}"
+    )
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=True)
+

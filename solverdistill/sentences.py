@@ -1,0 +1,48 @@
+"""Turns the exceptions of a user's mistake into one sentence; a defect of ours keeps its traceback."""
+
+from __future__ import annotations
+
+import re
+
+
+def explain(error: BaseException) -> str | None:
+    """Say in one sentence what a user can mend, or None where the exception is no user's mistake.
+
+    Covers settings (hydra, omegaconf, our own checks) and files. A ValueError or TypeError counts as a user's mistake
+    only where it was raised by this package's checks.
+    """
+    module = type(error).__module__.split(".")[0]
+    if module in ("hydra", "omegaconf"):
+        return _of_configuration(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename}" if error.filename else _flat(str(error))
+    if isinstance(error, (ValueError, TypeError, FileNotFoundError)) and _raised_here(error):
+        return _flat(str(error))
+    return None
+
+
+def _of_configuration(error: BaseException) -> str:
+    cause = error.__cause__
+    text = str(error)
+    if cause is not None and type(error).__name__ == "InstantiationException":
+        target = re.search(r"target '([^']+)'", text)
+        where = re.search(r"full_key: (\S+)", text)
+        name = where.group(1) if where else target.group(1) if target else "an object"
+        return f"{name} of the configuration cannot be made: {_flat(str(cause))}"
+    misspelt = re.search(r"Could not override '([^']+)'", text)
+    if misspelt:
+        reason = re.search(r"Key '([^']+)' is not in struct", text)
+        if reason:
+            return f"override {misspelt.group(1)!r} names a key that the configuration does not have; see --cfg job"
+    return _flat(text)
+
+
+def _raised_here(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("solverdistill")
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

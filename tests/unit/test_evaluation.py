@@ -1,0 +1,328 @@
+"""Evaluation: metrics against their formulas, costs of candidates, tables that can be read back, figures that open."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from solverdistill import Grid, families
+from solverdistill.denoiser import Counted
+from solverdistill.evaluation import Candidate, Row, classical_candidates, compare, figures, report
+from solverdistill.evaluation.candidates import CLASSICAL
+from solverdistill.evaluation.metrics import FrechetDistance, PairedErrors, frechet_distance, paired_errors
+from solverdistill.noise import EDM, VP, Flow
+from solverdistill.program import sample
+from solverdistill.teachers.mixture import Mixture, toy_mixture
+
+
+class Identity(nn.Module):
+    """Extractor whose features are the values themselves."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+class Classifier(nn.Module):
+    """Extractor with a `features` method beside its output, dropout between them, and a name."""
+
+    num_features, name = 3, "toy"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(6, 3), nn.Dropout(0.5)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.dropout(self.linear(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("the output of a classifier is no feature")
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def row(label: str = "a", **changes: Any) -> Row:
+    return replace(Row(label, "classical", 4, 4, 0.25, 0.125, 1 / 3, 31.5, 2.5, 0.75), **changes)
+
+
+def student() -> Candidate:
+    family = families.build("epd", Grid(steps=3), afs=True)
+    return Candidate.of("EPD", family.program(family.init(0)))
+
+
+# --- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def test_paired_errors_are_their_formulas() -> None:
+    samples, reference = draw(7, 3, 4, 5), draw(7, 3, 4, 5, seed=1)
+    errors = paired_errors(samples, reference)
+    mse = torch.stack([((a - b) ** 2).sum() / 60 for a, b in zip(samples, reference, strict=True)])
+    torch.testing.assert_close(errors.rmse, mse.sqrt(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(errors.psnr, 10 * torch.log10(4 / mse), rtol=1e-7, atol=0)
+    assert errors.mean == pytest.approx(mse.sqrt().mean().item(), rel=1e-14)
+    assert errors.median == pytest.approx(mse.sqrt().sort().values[3].item(), rel=1e-14)
+    assert errors.mean_psnr == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), rel=1e-7)
+
+
+def test_the_95th_percentile_interpolates() -> None:
+    errors = PairedErrors(torch.arange(101, dtype=torch.float64), torch.zeros(101))
+    assert errors.p95 == pytest.approx(95.0) and errors.median == pytest.approx(50.0)
+
+
+def test_paired_errors_of_vectors_and_of_equal_images() -> None:
+    x = draw(5, 6)
+    errors = paired_errors(x, x)
+    assert not errors.rmse.any() and errors.psnr.isinf().all() and errors.mean_psnr == math.inf
+    with pytest.raises(ValueError, match="one shape"):
+        paired_errors(x, x[:, :3])
+    with pytest.raises(ValueError, match="one shape"):
+        paired_errors(x[:, 0], x[:, 0])
+
+
+def test_joined_batches_are_the_whole() -> None:
+    samples, reference = draw(9, 6), draw(9, 6, seed=1)
+    parts = [paired_errors(a, b) for a, b in zip(samples.split(4), reference.split(4), strict=True)]
+    torch.testing.assert_close(PairedErrors.join(parts).rmse, paired_errors(samples, reference).rmse)
+
+
+def test_frechet_distance_of_equal_sets_is_zero() -> None:
+    x = draw(200, 1, 2, 2)
+    assert frechet_distance(x, x, Identity(4), batch_size=64) == pytest.approx(0, abs=1e-10)
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
+    """For diagonal covariances: sum (mu - nu)^2 + sum (s - t)^2, with the sample moments made exact by whitening."""
+    x = draw(500, 4)
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
+    shift, scale = torch.tensor([[1.0, -2.0, 0.0, 0.5], [1.0, 2.0, 0.5, 3.0]], dtype=torch.float64)
+    expected = (shift**2).sum() + ((scale - 1) ** 2).sum()
+    assert frechet_distance(x * scale + shift, x, Identity(4)) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_frechet_distance_is_streamed_and_keeps_the_real_images() -> None:
+    real, a, b = draw(50, 6), draw(40, 6, seed=1) + 1, draw(40, 6, seed=2) * 2
+    distance = FrechetDistance(Identity(6), real, batch_size=16)
+    for batch in a.split(13):
+        distance.update(batch)
+    first = distance.compute()
+    distance.reset()
+    distance.update(b)
+    assert first == pytest.approx(frechet_distance(a, real, Identity(6)), rel=1e-12)
+    assert distance.compute() == pytest.approx(frechet_distance(b, real, Identity(6)), rel=1e-12)
+
+
+def test_frechet_distance_takes_features_in_evaluation_mode() -> None:
+    extractor = Classifier()
+    x = draw(30, 6)
+    assert frechet_distance(x, x, extractor) == pytest.approx(0, abs=1e-10)
+    assert extractor.training and FrechetDistance(extractor, x).label == "FD(toy)"
+    assert FrechetDistance(Identity(6), x).label == "FD(Identity)"
+
+
+def test_frechet_distance_refuses_what_it_cannot_measure() -> None:
+    with pytest.raises(ValueError, match="more than 6 real images, not 6"):
+        frechet_distance(draw(20, 6), draw(6, 6), Identity(6))
+    with pytest.raises(ValueError, match="more than 6 samples, not 3"):
+        frechet_distance(draw(3, 6), draw(20, 6), Identity(6))
+    with pytest.raises(ValueError, match="no integer `num_features`"):
+        frechet_distance(draw(20, 6), draw(20, 6), nn.Flatten())
+
+
+# --- candidates ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 5, 8])
+@pytest.mark.parametrize(
+    ("path", "noise_range", "count"),
+    [(EDM(), (80.0, 0.002), 16), (VP(), (1.0, 1e-3), 16), (Flow(), (1.0, 0.0), 13), (Flow(3.0), (0.999, 0.001), 16)],
+    ids=["edm", "vp", "flow", "flow-finite"],
+)
+def test_candidates_cost_exactly_what_was_asked(path: Any, noise_range: Any, count: int, nfe: int) -> None:
+    found = classical_candidates(path, noise_range, nfe=nfe)
+    assert len(found.candidates) == count and not found.omitted
+    assert len({candidate.label for candidate in found.candidates}) == count
+    for candidate in found.candidates:
+        program = candidate.program
+        assert candidate.nfe == candidate.depth == program.nfe == program.depth == nfe, candidate.label
+        assert candidate.kind == "classical"
+        last = program.readouts.sigma[-1].item()
+        assert last == pytest.approx(path.sigma(noise_range[1]).item(), abs=1e-12), candidate.label
+        if "AFS" not in candidate.label:
+            level = path.level(noise_range[0])
+            assert program.sigma[0].item() == pytest.approx((level.sigma / level.hypot()).item(), rel=1e-12)
+
+
+def test_heun_takes_an_analytical_first_step_at_odd_nfe_only() -> None:
+    labels = {nfe: {c.label for c in classical_candidates(EDM(), (80.0, 0.002), nfe=nfe).candidates} for nfe in (5, 6)}
+    assert "Heun + AFS polynomial" in labels[5] and "Heun polynomial" in labels[6]
+
+
+def test_candidates_of_nfe_and_depth_are_joined() -> None:
+    both = classical_candidates(EDM(), (80.0, 0.002), nfe=8, depth=5).candidates
+    assert [c.nfe for c in both] == [8] * 16 + [5] * 16
+    assert len(classical_candidates(EDM(), (80.0, 0.002), nfe=8, depth=8).candidates) == 16
+    with pytest.raises(ValueError, match="nfe or depth"):
+        classical_candidates(EDM(), (80.0, 0.002))
+
+
+def test_solvers_without_a_grid_are_named() -> None:
+    found = classical_candidates(EDM(), (80.0, 0.0), nfe=7)
+    assert len(found.candidates) + len(found.omitted) == 16
+    assert any(note.startswith("DPM++(2M) logsnr at 7: ") and "finite log-SNR" in note for note in found.omitted)
+    assert {baseline.name for baseline in CLASSICAL} <= set(families.ROSTER)
+
+
+# --- compare ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def comparison() -> dict[str, Any]:
+    teacher, noise = toy_mixture(), draw(24, 6)
+    *_, reference = families.build("heun", Grid(steps=60)).solve(teacher, noise)
+    found = classical_candidates(EDM(), (80.0, 0.002), nfe=8, depth=5)
+    real = teacher.sample_data(40, torch.Generator().manual_seed(3))
+    return {"teacher": teacher, "noise": noise, "reference": reference, "real": real, "candidates": found.candidates}
+
+
+def test_compare_measures_every_candidate(comparison: dict[str, Any]) -> None:
+    c, seen = comparison, []
+    chosen = [student(), *c["candidates"]]
+    counted = Counted(c["teacher"])
+    args = counted, c["noise"], None, c["reference"], 10
+    rows = compare(chosen, *args, Identity(6), c["real"], lambda *event: seen.append(event))
+    assert [r.label for r in rows] == [candidate.label for candidate in chosen] + ["reference"]
+    assert counted.images == 24 * sum(candidate.nfe for candidate in chosen)
+    assert seen[:3] == [("EPD", 10, 24), ("EPD", 20, 24), ("EPD", 24, 24)]
+    for candidate, measured in zip(chosen, rows, strict=False):
+        samples = sample(candidate.program, c["teacher"], c["noise"])
+        errors = paired_errors(samples, c["reference"])
+        assert (measured.rmse_mean, measured.rmse_p95) == pytest.approx((errors.mean, errors.p95), rel=1e-9)
+        assert measured.frechet == pytest.approx(frechet_distance(samples, c["real"], Identity(6)), rel=1e-9)
+        assert measured.seconds is not None and measured.seconds > 0
+    own = rows[-1]
+    assert (own.kind, own.nfe, own.rmse_mean, own.psnr, own.seconds) == ("reference", None, 0.0, math.inf, None)
+    assert own.frechet == pytest.approx(frechet_distance(c["reference"], c["real"], Identity(6)), rel=1e-9)
+
+
+def test_compare_slices_conditions_and_leaves_no_graph() -> None:
+    teacher = Mixture(draw(4, 6), [1.0] * 4, [0.3] * 4, labels=[0, 0, 1, 1])
+    noise, cond = draw(7, 6), torch.arange(7) % 2
+    program = families.build("euler", Grid(steps=4)).program()
+    reference = sample(program, teacher, noise, cond)
+    rows = compare([Candidate.of("Euler", program, "classical")], teacher, noise, cond, reference, 3)
+    assert rows[0].rmse_mean < 1e-12 and rows[0].frechet is None
+    assert not reference.is_inference()
+
+
+def test_compare_omits_a_frechet_distance_of_too_few_images(comparison: dict[str, Any]) -> None:
+    c = comparison
+    args = c["candidates"][:1], c["teacher"], c["noise"], None, c["reference"], 10
+    assert [r.frechet for r in compare(*args, Identity(6), c["real"][:6])] == [None, None]
+    with pytest.raises(ValueError, match="give `real`"):
+        compare(*args, Identity(6))
+    with pytest.raises(ValueError, match="differ in shape"):
+        compare(*args[:4], c["reference"][:3], 10)
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def some_rows() -> list[Row]:
+    return [
+        row("Euler", nfe=8, depth=8, rmse_mean=0.5, psnr=20.0),
+        row('odd, "name" | here', nfe=8, depth=8, rmse_mean=1e-5, psnr=50.0),
+        row("short", nfe=5, depth=5, rmse_mean=0.75, frechet=None),
+        row("EPD", kind="student", nfe=8, depth=5, rmse_mean=0.25, seconds=None),
+        row("other", nfe=3, depth=3),
+        Row("reference", "reference", None, None, 0.0, 0.0, 0.0, math.inf),
+    ]
+
+
+def test_csv_round_trip(tmp_path: Path) -> None:
+    assert report.read_csv(report.write_csv(tmp_path / "rows.csv", some_rows())) == some_rows()
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
+def test_groups_put_the_student_first() -> None:
+    groups = {name: [r.label for r in group] for name, group in report.grouped(some_rows())}
+    assert list(groups) == ["student", "same nfe", "same depth", "classical", "reference"]
+    assert groups["same nfe"] == ['odd, "name" | here', "Euler"] and groups["same depth"] == ["short"]
+
+
+def test_markdown_holds_every_number(tmp_path: Path) -> None:
+    text = report.write_markdown(tmp_path / "rows.md", some_rows(), "FD(toy)", title="Mixture").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")] for line in lines]
+    assert text.startswith("# Mixture\n") and "FD(toy)" in cells[0] and len({len(line) for line in cells}) == 1
+    assert cells[2][:6] == ["student", "EPD", "8", "5", "0.2500", "0.1250".join(["**"] * 2)]
+    assert cells[3][1:5] == ['odd, "name" / here', "8", "8", "**1.0e-05**"] and "**50.00**" in cells[3]
+    assert cells[-1] == ["reference", "reference", "-", "-", "0.0000", "0.0000", "0.0000", "inf", "-", "-"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_terminal_table_fits_100_columns(comparison: dict[str, Any], terminal: bool) -> None:
+    c = comparison
+    rows = compare(c["candidates"], c["teacher"], c["noise"], None, c["reference"], 24, Identity(6), c["real"])
+    console = Console(width=100, record=True, force_terminal=terminal, file=io.StringIO())
+    report.show([replace(rows[0], label="EPD", kind="student", depth=5), *rows[1:]], console, "FD(DigitClassifier)")
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100 and "…" not in text
+    assert all(word in text for word in ("same depth", "DEIS-tAB3 time_uniform", "[dB]", "[s]", "FD(DigitClassifier)"))
+    assert ("*" in text) is not terminal and (text.isascii() or terminal)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[-8:-4] == b"IEND"
+    return struct.unpack(">II", data[16:24])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sample_grid_repeats_pixels_exactly(tmp_path: Path, channels: int) -> None:
+    from matplotlib.image import imread
+
+    images = torch.linspace(-1, 1, 2 * channels * 64).view(2, channels, 8, 8)
+    path = figures.sample_grid(tmp_path / "grid.png", {"noise": images, "a long title in two lines": images})
+    width, height = png_size(path)
+    assert (width, height) == (2 * 126 + 6, 2 * 126 + 6 + (height - 258)) and height < 400
+    found = torch.from_numpy(imread(path))[height - 126 : height - 6 : 15, 132:252:15, :3]
+    expected = ((images[1].expand(3, -1, -1).permute(1, 2, 0) + 1) * 127.5).round() / 255
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_sample_grid_refuses_vectors(tmp_path: Path) -> None:
+    for columns in ({"a": draw(2, 6)}, {}, {"a": draw(2, 1, 8, 8), "b": draw(3, 1, 8, 8)}):
+        with pytest.raises(ValueError, match="images of one shape"):
+            figures.sample_grid(tmp_path / "grid.png", columns)
+    assert not list(tmp_path.iterdir())
+
+
+def test_error_figure_is_written(tmp_path: Path) -> None:
+    rows = [row(f"Heun{' + AFS' * (n % 2)}", nfe=n, depth=n, rmse_mean=1 / n**2) for n in range(3, 11)]
+    rows += [row("Euler", nfe=n, depth=n, rmse_mean=1 / n) for n in range(3, 11)]
+    curves = figures.group_curves([*rows, row("EPD", kind="student")])
+    assert {label: len(curve) for label, curve in curves.items()} == {"Heun": 8, "Euler": 8}
+    stars = [row("EPD", kind="student", nfe=8, depth=5, rmse_mean=0.01)]
+    width, height = png_size(figures.error_against_nfe(tmp_path / "error.png", curves, stars))
+    assert 1200 < width < 2000 and 600 < height < 1000
+    png_size(figures.error_against_nfe(tmp_path / "star.png", {}, stars))
+    with pytest.raises(ValueError, match="neither curves nor"):
+        figures.error_against_nfe(tmp_path / "none.png", {}, [])

@@ -1,0 +1,32 @@
+"""Distil a solver: ``python train.py solver=epd model=edm_digits solver.nfe=5``; ``--help`` lists all choices."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(config: DictConfig) -> float:
+    """Train one student; a sweep's optimiser sees the validation RMSE."""
+    from solverdistill.run import train
+
+    return train(config)["rmse"]
+
+
+if __name__ == "__main__":
+    from solverdistill.sentences import explain
+
+    wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then lets exceptions through, for one sentence instead of six lines
+    try:
+        main()
+    except Exception as error:
+        sentence = explain(error)
+        if wants_traceback or sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
