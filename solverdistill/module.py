@@ -61,8 +61,7 @@ class SolverDistillation(LightningModule):
         return {name: value.detach().cpu().clone() for name, value in self.params.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        program = self.family.program(dict(self.params))
-        loss = self.objective(program, self.denoiser, batch)  # pyright: ignore[reportCallIssue]
+        loss = self.objective(self.family, dict(self.params), self.denoiser, batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=batch.noise.shape[0])
         return loss
 

@@ -218,7 +218,8 @@ class Cosine(_VariancePreserving):
     name: ClassVar[str] = "cosine"
 
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cos(s * (math.pi / 2)), torch.sin(s * (math.pi / 2))
+        # sin(pi (1 - s) / 2) is exactly 0 at s = 1, where cos(pi s / 2) rounds to 6e-17
+        return torch.sin((1 - s) * (math.pi / 2)), torch.sin(s * (math.pi / 2))
 
     def from_half_log_snr(self, half_log_snr: Scalar) -> Tensor:
         return torch.atan(torch.exp(-float64(half_log_snr))) * (2 / math.pi)

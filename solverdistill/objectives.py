@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from solverdistill.families.base import Family, Params
-from solverdistill.program import SolverProgram, sample
+from solverdistill.noise import Level
+from solverdistill.program import sample
 from solverdistill.settings import check_fields
+from solverdistill.trajectories import Trajectory as ReferenceTrajectory
 
 Features = Callable[[Tensor], Tensor]
 
@@ -21,15 +23,24 @@ class Batch(NamedTuple):
 
     Args:
         noise: Unit-normal noise. Shape: (batch, ...).
-        targets: Reference states at the student's grid points after the first. Shape: (steps, batch, ...).
+        targets: Reference states at the student's grid points after the first, where these are fixed. Shape:
+            (steps, batch, ...); empty (0, batch, ...) for a student that learns its noise levels.
         end: Reference end point. Shape: (batch, ...).
         cond: Condition, or None.
+        reference: The whole reference trajectory, for students that learn their noise levels and for local objectives.
     """
 
     noise: Tensor
     targets: Tensor
     end: Tensor
     cond: Any = None
+    reference: ReferenceTrajectory | None = None
+
+    def targets_at(self, levels: Sequence[Level]) -> Tensor:
+        """Reference states at the levels of the student's grid after the first. Shape: (steps, batch, ...)."""
+        if self.reference is None:
+            return self.targets
+        return self.reference.at(levels).to(self.noise.dtype)
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:
@@ -84,19 +95,20 @@ class Trajectory:
         if self.feature_weight and self.features is None:
             raise ValueError("feature_weight of the trajectory objective needs a feature extractor in `features`")
 
-    def __call__(self, program: SolverProgram, denoiser: Any, batch: Batch) -> Tensor:
-        """The loss of a batch: a scalar, differentiable in the program."""
-        measure = distance(self.distance)
+    def __call__(self, family: Family, params: Params, denoiser: Any, batch: Batch) -> Tensor:
+        """The loss of a batch: a scalar, differentiable in the params."""
+        measure, program = distance(self.distance), family.program(params)
         if self.intermediate == 0:
             end = sample(program, denoiser, batch.noise, batch.cond)
-            loss = measure(end, batch.targets[-1]).mean()
+            loss = measure(end, batch.end).mean()
         else:
             states = sample(program, denoiser, batch.noise, batch.cond, readouts=True)
-            pairs = zip(states, batch.targets, strict=True)
+            targets = batch.targets_at(family.prepared_levels(params)[1:])
+            pairs = zip(states, targets, strict=True)
             terms = torch.stack([measure(state, target).mean() for state, target in pairs])
             loss, end = terms[-1] + self.intermediate * terms[:-1].sum(), states[-1]
         if self.features is not None and self.feature_weight:
-            loss = loss + self.feature_weight * feature_mse(self.features, end, batch.targets[-1])
+            loss = loss + self.feature_weight * feature_mse(self.features, end, batch.end)
         return loss
 
 

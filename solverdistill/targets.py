@@ -99,7 +99,7 @@ def make_targets(
         Targets in float32 on the host.
     """
     total, parts = settings.count(split), []
-    levels = [] if family is None else family.levels(family.prepare_initial())[1:]
+    levels = [] if family is None else family.prepared_levels(family.init(0))[1:]
     for start in range(0, total, CHUNK):
         indices = range(SPLITS[split] + start, SPLITS[split] + start + CHUNK)
         noise, cond = seeded_noise(indices, teacher, settings.seed)

@@ -91,6 +91,7 @@ class Family(ABC):
     denoise_to_zero: bool = False
 
     name: ClassVar[str]
+    learns_levels: ClassVar[bool] = False  # whether the levels of the grid depend on the params
 
     @property
     def steps(self) -> int:
@@ -110,9 +111,9 @@ class Family(ABC):
         """Turn raw params (float64, on the host) into what `step` reads: constrained values, a `Timeline`."""
         return self.timeline
 
-    def prepare_initial(self) -> Any:
-        """Values of the initial params, for what does not depend on them (a fixed grid)."""
-        return self._prepare(self.init(0))
+    def prepared_levels(self, params: Params | None = None) -> list[Level]:
+        """Level of the state at every grid point, differentiable in the params where the family learns its times."""
+        return self.levels(self._prepare(params))
 
     @abstractmethod
     def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Any) -> tuple[State, History]:

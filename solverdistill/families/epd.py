@@ -20,14 +20,8 @@ import torch
 from torch import Tensor
 
 from solverdistill.families.base import History, Params, State
+from solverdistill.families.classical.interpolation import uniform_adams_bashforth
 from solverdistill.families.ode import OdeFamily, Slope
-
-ADAMS_BASHFORTH = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
 
 
 class Points(NamedTuple):
@@ -119,6 +113,6 @@ class EPDiPNDM(EPD):
     def predictor(self, g: State, history: History) -> tuple[State, History]:
         slopes = (g, *history)[: self.max_order]
         combination: Any = 0
-        for weight, past in zip(ADAMS_BASHFORTH[len(slopes) - 1], slopes, strict=True):
+        for weight, past in zip(uniform_adams_bashforth(len(slopes)), slopes, strict=True):
             combination = combination + past * weight
         return combination, slopes[: self.max_order - 1]

@@ -6,11 +6,10 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from solverdistill.families.base import History, State, Timeline
-from solverdistill.families.classical.interpolation import adams_bashforth
+from solverdistill.families.classical.interpolation import adams_bashforth, uniform_adams_bashforth
 from solverdistill.families.ode import OdeFamily, Slope
 
 
@@ -57,8 +56,7 @@ class IPNDM(AdamsBashforth):
     name: ClassVar[str] = "ipndm"
 
     def weights(self, i: int, slopes: int, values: Timeline) -> Tensor:
-        uniform = -torch.arange(slopes, dtype=torch.float64)
-        return adams_bashforth(uniform, torch.ones_like(uniform[0])) * (values.clock[i + 1] - values.clock[i])
+        return uniform_adams_bashforth(slopes) * (values.clock[i + 1] - values.clock[i])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,3 +52,10 @@ def adams_bashforth(nodes: Tensor, end: Tensor) -> Tensor:
     """
     points, weights = quadrature(nodes[0], end, 2)
     return weights @ lagrange_basis(nodes, points)
+
+
+@cache
+def uniform_adams_bashforth(slopes: int) -> Tensor:
+    """Weights of the Adams-Bashforth step of unit length for slopes one unit apart, newest first. Shape: (slopes,)."""
+    nodes = -torch.arange(slopes, dtype=torch.float64)
+    return adams_bashforth(nodes, torch.ones((), dtype=torch.float64))
