@@ -13,20 +13,21 @@ from omegaconf import DictConfig
 def main(config: DictConfig) -> float:
     """Train one student; a sweep's optimiser sees the validation RMSE."""
     from solverdistill.run import train
+    from solverdistill.sentences import say_and_exit
 
-    return train(config)["rmse"]
+    try:
+        return train(config)["rmse"]
+    except Exception as error:
+        say_and_exit(error, output_dir=str(config.output_dir))
 
 
 if __name__ == "__main__":
-    from solverdistill.sentences import explain
+    from solverdistill.sentences import say_and_exit
 
-    wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    os.environ.setdefault("SOLVERDISTILL_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then lets exceptions through, for one sentence instead of six lines
     try:
         main()
     except Exception as error:
-        sentence = explain(error)
-        if wants_traceback or sentence is None:
-            raise
-        print(f"error: {sentence}", file=sys.stderr)
-        sys.exit(2)
+        say_and_exit(error)
+    sys.exit(0)

@@ -91,11 +91,9 @@ class Path(ABC):
         """The pair (alpha, sigma) at s."""
         return Level(*self.alpha_sigma(float64(s)))
 
+    @abstractmethod
     def derivatives(self, s: Scalar) -> Level:
-        """d alpha / ds and d sigma / ds (by forward differentiation, so that they stay differentiable)."""
-        s = float64(s)
-        (_, _), (alpha_dot, sigma_dot) = torch.func.jvp(self.alpha_sigma, (s,), (torch.ones_like(s),))
-        return Level(alpha_dot, sigma_dot)
+        """d alpha / ds and d sigma / ds."""
 
     def half_log_snr(self, s: Scalar) -> Tensor:
         """log(alpha / sigma) at s, DPM-Solver's lambda; infinite where alpha or sigma is 0."""
@@ -142,6 +140,10 @@ class EDM(Path):
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(s), s
 
+    def derivatives(self, s: Scalar) -> Level:
+        s = float64(s)
+        return Level(torch.zeros_like(s), torch.ones_like(s))
+
     def from_half_log_snr(self, half_log_snr: Scalar) -> Tensor:
         return torch.exp(-float64(half_log_snr))
 
@@ -163,6 +165,10 @@ class Flow(Path):
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
         t = self.shift * s / (1 + (self.shift - 1) * s)
         return (1 - s) / (1 + (self.shift - 1) * s), t
+
+    def derivatives(self, s: Scalar) -> Level:
+        rate = self.shift / (1 + (self.shift - 1) * float64(s)) ** 2
+        return Level(-rate, rate)
 
     def from_half_log_snr(self, half_log_snr: Scalar) -> Tensor:
         return self.from_clock(torch.sigmoid(-float64(half_log_snr)))
@@ -192,6 +198,16 @@ class _VariancePreserving(Path):
     def initial_scale(self, s: Scalar) -> Tensor:
         return self.level(s).hypot()
 
+    @abstractmethod
+    def log_alpha_rate(self, s: Tensor) -> Tensor:
+        """d log alpha / ds."""
+
+    def derivatives(self, s: Scalar) -> Level:
+        s = float64(s)
+        alpha, sigma = self.alpha_sigma(s)
+        rate = self.log_alpha_rate(s)
+        return Level(rate * alpha, -rate * alpha**2 / sigma)
+
 
 @dataclass(frozen=True)
 class VP(_VariancePreserving):
@@ -204,6 +220,9 @@ class VP(_VariancePreserving):
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
         integral = self.beta_0 * s + (self.beta_1 - self.beta_0) * s**2 / 2
         return torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral))
+
+    def log_alpha_rate(self, s: Tensor) -> Tensor:
+        return -(self.beta_0 + (self.beta_1 - self.beta_0) * s) / 2
 
     def from_half_log_snr(self, half_log_snr: Scalar) -> Tensor:
         integral = torch.nn.functional.softplus(-2 * float64(half_log_snr), threshold=40)
@@ -220,6 +239,13 @@ class Cosine(_VariancePreserving):
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
         # sin(pi (1 - s) / 2) is exactly 0 at s = 1, where cos(pi s / 2) rounds to 6e-17
         return torch.sin((1 - s) * (math.pi / 2)), torch.sin(s * (math.pi / 2))
+
+    def log_alpha_rate(self, s: Tensor) -> Tensor:
+        return -torch.tan(s * (math.pi / 2)) * (math.pi / 2)
+
+    def derivatives(self, s: Scalar) -> Level:
+        alpha, sigma = self.alpha_sigma(float64(s))
+        return Level(-sigma * (math.pi / 2), alpha * (math.pi / 2))
 
     def from_half_log_snr(self, half_log_snr: Scalar) -> Tensor:
         return torch.atan(torch.exp(-float64(half_log_snr))) * (2 / math.pi)
@@ -251,6 +277,10 @@ class Discrete(_VariancePreserving):
     @cached_property
     def table(self) -> tuple[Tensor, Tensor]:
         """Times (i + 1) / M and log alpha there. Shapes: (M,)."""
+        with torch.inference_mode(False):
+            return self._make_table()
+
+    def _make_table(self) -> tuple[Tensor, Tensor]:
         if self.alphas_cumprod is not None:
             cumprod = float64(self.alphas_cumprod)
         else:
@@ -262,6 +292,11 @@ class Discrete(_VariancePreserving):
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
         log_alpha = _interpolate(s, *self.table)
         return torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
+
+    def log_alpha_rate(self, s: Tensor) -> Tensor:
+        times, log_alphas = self.table
+        right = torch.searchsorted(times, s.detach().contiguous()).clamp(1, len(times) - 1)
+        return (log_alphas[right] - log_alphas[right - 1]) / (times[right] - times[right - 1])
 
     def from_half_log_snr(self, half_log_snr: Scalar) -> Tensor:
         log_alpha = -0.5 * torch.nn.functional.softplus(-2 * float64(half_log_snr), threshold=40)

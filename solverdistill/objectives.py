@@ -53,6 +53,11 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).flatten(1).abs().mean(1)
 
 
+def log_mse(a: Tensor, b: Tensor) -> Tensor:
+    """log of the mean squared difference per sample, 1e-20 at least: -PSNR up to constants (BNS). Shape: (batch,)."""
+    return torch.log(mse(a, b).clamp(min=1e-20))
+
+
 def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     """sqrt(|a - b|^2 + c^2) - c with c = 0.00054 sqrt(dimension) per sample (Song, Dhariwal 2023, Eq. 8)."""
     square = (a - b).flatten(1).pow(2)
@@ -60,7 +65,12 @@ def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     return (square.sum(1) + c**2).sqrt() - c
 
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "l1": l1, "pseudo_huber": pseudo_huber}
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": mse,
+    "l1": l1,
+    "log_mse": log_mse,
+    "pseudo_huber": pseudo_huber,
+}
 
 
 def distance(name: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -78,7 +88,7 @@ class Trajectory:
     `intermediate` before it.
 
     Args:
-        distance: "mse", "l1" or "pseudo_huber".
+        distance: "mse", "l1", "log_mse" or "pseudo_huber".
         intermediate: Weight of the states before the last; 0 compares end points only.
         features: Feature extractor on images in [-1, 1]; None for none.
         feature_weight: Weight of the mean squared feature difference of the end points.

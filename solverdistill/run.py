@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +78,8 @@ def train(config: DictConfig) -> dict[str, float]:
         ValueError, TypeError, FileNotFoundError: a setting cannot be used; the message says which and what would do.
     """
     check_config(config)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices and tips; the run says its own things
+    warnings.filterwarnings("ignore", message="The dirpath has changed")  # a resumed run has a folder of its own
     seed_everything(config.seed, verbose=False)
     teacher: Teacher = hydra.utils.instantiate(config.model)
     denoiser = Guided(teacher, config.guidance, teacher.null_cond)
@@ -144,6 +148,10 @@ def make_module(config: DictConfig, family: Family, denoiser: Any, fit: FitSetti
     options: dict[str, Any] = _plain(config.optimizer)
     cosine, final = options.pop("cosine", False), options.pop("final_lr", 0.0)
     optimizer = hydra.utils.instantiate(options)
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except TypeError as error:
+        raise ValueError(f"optimizer of the configuration cannot be made: {error}") from None
 
     def scheduler(optimizer: torch.optim.Optimizer) -> Any:
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, fit.iterations, eta_min=final)
@@ -176,20 +184,20 @@ def find_checkpoint(wanted: str | None, output: Path) -> str | None:
 def make_trainer(config: DictConfig, fit: FitSettings, output: Path) -> Trainer:
     """Build the Lightning trainer: one epoch of `fit.iterations` batches, validated now and then."""
     callbacks: list[Callback] = [
-        ModelCheckpoint(
-            output / "checkpoints", save_last=True, save_top_k=0, every_n_train_steps=_interval(fit), verbose=False
-        )
+        # After each validation; counting training steps would count optimizer steps, of which there can be several.
+        ModelCheckpoint(output / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=False)
     ]
-    bar = progress_bar()
+    if config.trainer.get("enable_progress_bar", True):
+        callbacks.append(progress_bar())
     trainer: Trainer = hydra.utils.instantiate(
         config.trainer,
         max_epochs=1,
         val_check_interval=_interval(fit),
         num_sanity_val_steps=0,
-        log_every_n_steps=max(1, min(10, fit.iterations)),
+        log_every_n_steps=1,
         enable_model_summary=False,
         logger=make_loggers(config, output),
-        callbacks=[*callbacks, bar],
+        callbacks=callbacks,
         default_root_dir=str(output),
         use_distributed_sampler=False,
     )

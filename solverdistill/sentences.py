@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+# What hydra leaves in a run's folder before our code runs.
+LEFT_BY_HYDRA = {".hydra", "train.log"}
+
+
+def say_and_exit(error: Exception, output_dir: str | None = None) -> NoReturn:
+    """Print one sentence and exit with code 2 for a user's mistake; raise anything else on.
+
+    A run's folder that holds nothing yet but hydra's own files is removed. With SOLVERDISTILL_TRACEBACK (or
+    HYDRA_FULL_ERROR) set, every error keeps its traceback.
+    """
+    sentence = explain(error)
+    if sentence is None or os.environ.get("SOLVERDISTILL_TRACEBACK"):
+        raise error
+    if output_dir and Path(output_dir).is_dir():
+        names = {entry.name for entry in Path(output_dir).iterdir()}
+        if names <= LEFT_BY_HYDRA:
+            shutil.rmtree(output_dir, ignore_errors=True)
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def explain(error: BaseException) -> str | None:
@@ -31,9 +56,7 @@ def _of_configuration(error: BaseException) -> str:
         return f"{name} of the configuration cannot be made: {_flat(str(cause))}"
     misspelt = re.search(r"Could not override '([^']+)'", text)
     if misspelt:
-        reason = re.search(r"Key '([^']+)' is not in struct", text)
-        if reason:
-            return f"override {misspelt.group(1)!r} names a key that the configuration does not have; see --cfg job"
+        return f"override {misspelt.group(1)!r} names a key that the configuration does not have; --cfg job shows all"
     return _flat(text)
 
 

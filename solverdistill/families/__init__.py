@@ -9,18 +9,24 @@ from typing import Any
 from torch import Tensor
 
 from solverdistill.families.base import Family
+from solverdistill.families.bespoke import BespokeRK1, BespokeRK2
+from solverdistill.families.bns import BNS
 from solverdistill.families.classical.adams import IPNDM, IPNDMV
 from solverdistill.families.classical.deis import DEIS
 from solverdistill.families.classical.dpmpp import DPMpp
 from solverdistill.families.classical.singlestep import DPMSolver2, Euler, Heun
 from solverdistill.families.classical.unipc import UniPC
+from solverdistill.families.dss import DSS
 from solverdistill.families.epd import EPD, EPDiPNDM
+from solverdistill.families.s4s import S4S, S4SAlt
 from solverdistill.grids import Grid, grid_values
 from solverdistill.noise import Path, make_path
 from solverdistill.settings import check_types
 
 CLASSICAL = (Euler, Heun, DPMSolver2, DPMpp, UniPC, DEIS, IPNDM, IPNDMV)
-ROSTER: dict[str, type[Family]] = {cls.name: cls for cls in (*CLASSICAL, EPD, EPDiPNDM)}
+ROSTER: dict[str, type[Family]] = {
+    cls.name: cls for cls in (*CLASSICAL, EPD, EPDiPNDM, BespokeRK1, BespokeRK2, DSS, BNS, S4S, S4SAlt)
+}
 ALIASES = {"ddim": "euler"}
 
 

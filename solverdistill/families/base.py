@@ -44,20 +44,24 @@ class Timeline:
         """Number of steps."""
         return len(self.s) - 1
 
+    # Kept tensors are made outside inference mode, where they could never take part in training again.
     @cached_property
     def half_log_snr(self) -> Tensor:
         """log(alpha / sigma); infinite at alpha = 0 and at sigma = 0."""
-        return self.path.half_log_snr(self.s)
+        with torch.inference_mode(False):
+            return self.path.half_log_snr(self.s)
 
     @cached_property
     def clock(self) -> Tensor:
         """Straight-coordinate time u."""
-        return self.path.clock(self.s)
+        with torch.inference_mode(False):
+            return self.path.clock(self.s)
 
     @cached_property
     def scale(self) -> Tensor:
         """State = scale * straight-coordinate state."""
-        return self.path.scale(self.s)
+        with torch.inference_mode(False):
+            return self.path.scale(self.s)
 
     def level(self, i: int) -> Level:
         """(alpha, sigma) of the state at grid point i."""
@@ -101,7 +105,8 @@ class Family(ABC):
     @cached_property
     def timeline(self) -> Timeline:
         """The fixed grid."""
-        return Timeline(self.path, float64(self.grid))
+        with torch.inference_mode(False):
+            return Timeline(self.path, float64(self.grid))
 
     def init(self, seed: int = 0) -> Params:
         """Initial params under their official names, float64; a classical solver has none."""

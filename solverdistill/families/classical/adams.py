@@ -11,6 +11,7 @@ from torch import Tensor
 from solverdistill.families.base import History, State, Timeline
 from solverdistill.families.classical.interpolation import adams_bashforth, uniform_adams_bashforth
 from solverdistill.families.ode import OdeFamily, Slope
+from solverdistill.noise import float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class IPNDM(AdamsBashforth):
     name: ClassVar[str] = "ipndm"
 
     def weights(self, i: int, slopes: int, values: Timeline) -> Tensor:
-        return uniform_adams_bashforth(slopes) * (values.clock[i + 1] - values.clock[i])
+        return float64(uniform_adams_bashforth(slopes)) * (values.clock[i + 1] - values.clock[i])
 
 
 @dataclass(frozen=True, kw_only=True)

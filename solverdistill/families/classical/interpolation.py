@@ -28,14 +28,15 @@ def lagrange_basis(nodes: Tensor, points: Tensor) -> Tensor:
 
 
 @cache
-def _gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
+def _gauss_legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
+    # numpy, because a tensor cached under inference mode could never take part in training
     points, weights = np.polynomial.legendre.leggauss(count)
-    return (torch.from_numpy(points) + 1) / 2, torch.from_numpy(weights) / 2
+    return (points + 1) / 2, weights / 2
 
 
 def quadrature(start: Tensor, end: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Gauss-Legendre points and weights of [start, end], exact for polynomials of degree 2 count - 1."""
-    points, weights = _gauss_legendre(count)
+    points, weights = (torch.from_numpy(values) for values in _gauss_legendre(count))
     return start + (end - start) * points, (end - start) * weights
 
 
@@ -55,7 +56,7 @@ def adams_bashforth(nodes: Tensor, end: Tensor) -> Tensor:
 
 
 @cache
-def uniform_adams_bashforth(slopes: int) -> Tensor:
-    """Weights of the Adams-Bashforth step of unit length for slopes one unit apart, newest first. Shape: (slopes,)."""
+def uniform_adams_bashforth(slopes: int) -> tuple[float, ...]:
+    """Weights of the Adams-Bashforth step of unit length for slopes one unit apart, newest first."""
     nodes = -torch.arange(slopes, dtype=torch.float64)
-    return adams_bashforth(nodes, torch.ones((), dtype=torch.float64))
+    return tuple(adams_bashforth(nodes, torch.ones((), dtype=torch.float64)).tolist())

@@ -1,0 +1,68 @@
+"""Fits in closed form, without gradient descent: pure functions of a student, a teacher and reference data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solverdistill.families.base import Params, State
+from solverdistill.families.dode import DistilledODE
+from solverdistill.tracing import Eager
+from solverdistill.trajectories import Trajectory
+
+
+class _LeastSquares:
+    """Takes the place of the corrections of a D-ODE solver: finds each lambda where the solver meets it."""
+
+    def __init__(self, targets: Tensor) -> None:
+        self.targets, self.lambdas = targets, torch.zeros(len(targets), dtype=torch.float64)
+
+    def __call__(self, k: int, y: State, direction: State) -> State:
+        square = (direction * direction).sum()
+        # Nothing to extrapolate, as at pure noise, where the denoised image is the mean of the data.
+        if bool(square > 0):
+            self.lambdas[k] = (direction * (self.targets[k] - y)).sum() / square
+        return y + direction * self.lambdas[k]
+
+
+@torch.no_grad()
+def fit_dode(
+    family: DistilledODE, denoiser: Any, noise: Tensor, targets: Trajectory | Tensor, cond: Any = None
+) -> Params:
+    """Fit the lambdas of a D-ODE solver, one after the other, on the student's own states.
+
+    lambda_k = <q_k, R_k> / <q_k, q_k> over all samples and pixels, where q_k is the direction of the correction and R_k
+    the teacher's state minus the student's uncorrected one, both started from the same noise. One roll-out in float64
+    (float32 on mps), `family.nfe` evaluations.
+
+    Teacher states are read at exactly the levels of the student's states. The published code takes them from a finer
+    grid at other levels; pass such states as a tensor to repeat it.
+
+    Args:
+        family: A `dode_*` family.
+        denoiser: The teacher, possibly guided.
+        noise: Unit-normal noise. Shape: (batch, ...).
+        targets: Reference solutions from the same noise; or their states at `family.corrected_levels()`, scaled as
+            these, shape (lambdas, batch, ...).
+        cond: Condition, or None.
+    Returns:
+        The params; a lambda that has no effect is 0.
+    Raises:
+        ValueError: the family has no lambdas, or the number of target states is not theirs.
+    Reference: Kim et al., "Distilling ODE Solvers of Diffusion Models into Smaller Steps", CVPR 2024. arXiv 2309.16421
+    """
+    if not isinstance(family, DistilledODE):
+        raise ValueError(f"fit_dode fits the lambdas of dode families; {family.name} has none")
+    levels, dtype = family.corrected_levels(), torch.float32 if noise.device.type == "mps" else torch.float64
+    states = targets.at(levels) if isinstance(targets, Trajectory) else targets
+    if len(states) != len(levels):
+        raise ValueError(f"{family.name} has {len(levels)} lambdas and needs as many target states, not {len(states)}")
+    path = family.path
+    scales = [float(level.hypot() / path.straight(path.clock_of(level)).hypot()) for level in levels]
+    straight = [state.to(noise.device, dtype) / scale for state, scale in zip(states, scales, strict=True)]
+    fit = _LeastSquares(torch.stack(straight))
+    for _ in family.roll_out(noise.to(dtype), Eager(denoiser, cond), fit):
+        pass
+    return {"lambdas": fit.lambdas.view(family.shape)}

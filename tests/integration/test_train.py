@@ -1,0 +1,164 @@
+"""The command that users type: every config composes and trains; what it writes plays; mistakes are one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from solverdistill import load_solver, read_solver, sample
+from solverdistill.module import SolverDistillation
+from solverdistill.run import train
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+TINY = [
+    "logger=csv",
+    "evaluation=off",
+    "fit.iterations=2",
+    "fit.batch_size=2",
+    "fit.validations=1",
+    "targets.train_samples=4",
+    "targets.validation_samples=2",
+    "targets.test_samples=2",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+]
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def composed(output: Path, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", overrides=[*TINY, *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        config.output_dir = str(output)
+        config.run_name = "test"
+        del config["hydra"]
+    output.mkdir(parents=True, exist_ok=True)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("SOLVERDISTILL_HOME", str(tmp_path / "home"))
+    yield
+
+
+@pytest.mark.parametrize("solver", names("solver"))
+def test_every_solver_trains_on_the_mixture_and_exports_what_it_trained(solver: str, tmp_path: Path) -> None:
+    result = train(composed(tmp_path / "run", f"solver={solver}", "model=mixture"))
+    read = read_solver(tmp_path / "run" / "solver.json")
+    assert result["nfe"] == read.program.nfe and read.provenance["teacher"]["name"] == "mixture"
+    states = sample(read.program, lambda x, alpha, sigma: x, torch.randn(2, 6), readouts=True)
+    assert bool(torch.isfinite(states).all())
+    assert load_solver(tmp_path / "run" / "solver-last.json").nfe == read.program.nfe
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_every_experiment_runs_two_steps(experiment: str, tmp_path: Path) -> None:
+    train(composed(tmp_path / "run", f"experiment={experiment}", "model=mixture"))
+    assert (tmp_path / "run" / "solver.json").is_file()
+
+
+@pytest.mark.parametrize("objective", names("objective"))
+def test_every_objective_composes(objective: str, tmp_path: Path) -> None:
+    config = composed(tmp_path / "run", f"objective={objective}")
+    assert config.objective._target_.startswith("solverdistill.")
+
+
+def test_export_equals_the_params_and_the_seed_decides(tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(composed(tmp_path / name, "model=mixture", f"seed={seed}"))
+        runs.append(json.loads((tmp_path / name / "solver-last.json").read_text())["family"]["params"])
+    assert runs[0] == runs[1] and runs[0] != runs[2]
+
+
+class Killed(RuntimeError):
+    """Stands for a signal."""
+
+
+@pytest.mark.parametrize("killed_at", [3, 5])
+def test_a_killed_run_resumed_equals_an_uninterrupted_one(
+    killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["model=mixture", "fit.iterations=6", "fit.validations=3", "targets.train_samples=7"]
+    train(composed(tmp_path / "whole", *overrides))
+    step = SolverDistillation.training_step
+
+    def dies(self: SolverDistillation, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_step == killed_at:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(SolverDistillation, "training_step", dies)
+        train(composed(tmp_path / "killed" / "first", *overrides))
+    train(composed(tmp_path / "killed" / "second", *overrides, "ckpt_path=last"))
+    for file in ("solver-last.json", "solver.json"):
+        whole = read_solver(tmp_path / "whole" / file).params
+        resumed = read_solver(tmp_path / "killed" / "second" / file).params
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), file
+
+
+def test_checkpoint_leaves_the_teacher_out(tmp_path: Path) -> None:
+    train(composed(tmp_path / "run", "model=edm_digits"))
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
+    assert all(key.startswith("params.") for key in checkpoint["state_dict"])
+    assert path.stat().st_size < 100_000
+
+
+def test_the_comparison_writes_its_files(tmp_path: Path) -> None:
+    overrides = ["evaluation=default", "evaluation.curve_nfe=[3,4]", "evaluation.grid_samples=2"]
+    train(composed(tmp_path / "run", "model=digits_kde", *overrides))
+    found = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {"metrics.csv", "metrics.md", "figures/samples.png", "figures/error_against_nfe.png"} <= found
+    lines = (tmp_path / "run" / "metrics.csv").read_text().split("\n")
+    assert any(line.startswith("epd,student,5,3,") for line in lines)
+
+
+def run_command(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    output = [f"hydra.run.dir={tmp_path}/out/run", *TINY]
+    given = {override.split("=")[0] for override in overrides}
+    command = [sys.executable, "train.py", "model=mixture", *[o for o in output if o.split("=")[0] not in given]]
+    return subprocess.run([*command, *overrides], capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("solver.nfee=5", "override 'solver.nfee' names a key that the configuration does not have"),
+        ("+solver.pionts=3", "family 'epd' has no hyperparameter 'pionts'; it has: "),
+        ("fit.batch_size=abc", "batch_size of FitSettings must be an integer, not 'abc'"),
+        ("solver.nfe=7", "epd cannot spend exactly nfe=7 evaluations; the nearest it can reach: 5 and 8"),
+        ("ckpt_path=missing.ckpt", "checkpoint missing.ckpt (ckpt_path) does not exist"),
+        ("hydra.run.dir=train.py/inside", "train.py/inside"),
+    ],
+)
+def test_mistakes_are_one_sentence(override: str, sentence: str, tmp_path: Path) -> None:
+    result = run_command(tmp_path, override)
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.split("\n") if line.strip()]
+    assert len(errors) == 1 and errors[0].startswith("error: ") and sentence in errors[0], result.stderr
+    assert not (tmp_path / "out" / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_command_works_as_typed(tmp_path: Path) -> None:
+    result = run_command(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert load_solver(tmp_path / "out" / "run" / "solver.json").nfe == 5

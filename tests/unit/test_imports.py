@@ -1,0 +1,97 @@
+"""Who may import whom, and how light the package is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "solverdistill"
+HEAVY = ("lightning", "hydra", "omegaconf", "diffusers", "wandb", "torchvision", "torchmetrics", "matplotlib", "sklearn")
+
+# Lower layers first; a module imports from its own layer or from below.
+LAYERS = [
+    ("settings",),
+    ("noise",),
+    ("program",),
+    ("denoiser", "tracing", "grids", "networks"),
+    ("coefficients",),
+    ("families", "teachers"),
+    ("trajectories", "features", "ema", "optim"),
+    ("objectives", "local", "search_loss", "adversarial", "relaxed", "fits", "cache", "progress", "sentences"),
+    ("targets", "consumers", "importers"),
+    ("evaluation", "module"),
+    ("run",),
+]
+ALLOWED = {"lightning": {"module", "targets", "run", "progress"}, "hydra": {"run"}, "omegaconf": {"run"}}
+
+
+def modules() -> dict[str, Path]:
+    found = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in found.items()}
+
+
+def imports(path: Path, top_level_only: bool) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def layer(part: str) -> int:
+    for rank, names in enumerate(LAYERS):
+        if part in names:
+            return rank
+    raise AssertionError(f"solverdistill/{part} has no layer: give it one in {Path(__file__).name}")
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_point_down(name: str) -> None:
+    parts = name.split(".")
+    if len(parts) == 1:
+        return
+    own = parts[1]
+    known = set(modules())
+    for imported in imports(modules()[name], top_level_only=False):
+        pieces = imported.split(".")
+        if pieces[0] != "solverdistill" or len(pieces) < 2 or f"solverdistill.{pieces[1]}" not in known:
+            continue
+        other = pieces[1]
+        assert layer(other) <= layer(own), f"{name} imports {imported}, which lies above it"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_frameworks_appear_where_they_belong(name: str) -> None:
+    part = (name.split(".") + [""])[1]
+    for imported in imports(modules()[name], top_level_only=False):
+        framework = imported.split(".")[0]
+        if framework in ALLOWED:
+            assert part in ALLOWED[framework], f"{name} imports {framework}"
+
+
+def test_import_is_light() -> None:
+    code = f"import sys, solverdistill; print([m for m in {HEAVY!r} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_nothing_runs_code_from_files() -> None:
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        assert "trust_remote_code" not in text, name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+                assert (owner, node.func.attr) not in {("pickle", "load"), ("pickle", "loads")}, name
+                if (owner, node.func.attr) == ("torch", "load"):
+                    safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+                    assert safe, f"{name} calls torch.load without weights_only=True"
