@@ -185,7 +185,9 @@ def make_trainer(config: DictConfig, fit: FitSettings, output: Path) -> Trainer:
     """Build the Lightning trainer: one epoch of `fit.iterations` batches, validated now and then."""
     callbacks: list[Callback] = [
         # After each validation; counting training steps would count optimizer steps, of which there can be several.
-        ModelCheckpoint(output / "checkpoints", save_last=True, save_top_k=0, save_on_train_epoch_end=False)
+        ModelCheckpoint(
+            output / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=False
+        )
     ]
     if config.trainer.get("enable_progress_bar", True):
         callbacks.append(progress_bar())

@@ -75,8 +75,8 @@ class PublishedDSS:
         """
         if batch.reference is None:
             raise ValueError(
-                f"the published loss of dss compares {family.name} with whole reference trajectories, and the batch holds "
-                "none; take objective=trajectory"
+                f"the published loss of dss compares {family.name} with whole reference trajectories, and this batch "
+                "holds none; take objective=trajectory"
             )
         states = sample(family.program(params), denoiser, batch.noise, batch.cond, readouts=True)[: family.steps]
         targets = nearest_states(batch.reference, family.path, family.prepared_levels(params)[1:]).to(states)

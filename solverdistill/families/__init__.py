@@ -16,8 +16,11 @@ from solverdistill.families.classical.deis import DEIS
 from solverdistill.families.classical.dpmpp import DPMpp
 from solverdistill.families.classical.singlestep import DPMSolver2, Euler, Heun
 from solverdistill.families.classical.unipc import UniPC
+from solverdistill.families.dode import DODE_FAMILIES
 from solverdistill.families.dss import DSS
 from solverdistill.families.epd import EPD, EPDiPNDM
+from solverdistill.families.gas import GAS
+from solverdistill.families.ld3 import LD3
 from solverdistill.families.s4s import S4S, S4SAlt
 from solverdistill.grids import Grid, grid_values
 from solverdistill.noise import Path, make_path
@@ -25,7 +28,7 @@ from solverdistill.settings import check_types
 
 CLASSICAL = (Euler, Heun, DPMSolver2, DPMpp, UniPC, DEIS, IPNDM, IPNDMV)
 ROSTER: dict[str, type[Family]] = {
-    cls.name: cls for cls in (*CLASSICAL, EPD, EPDiPNDM, BespokeRK1, BespokeRK2, DSS, BNS, S4S, S4SAlt)
+    cls.name: cls for cls in (*CLASSICAL, EPD, EPDiPNDM, BespokeRK1, BespokeRK2, *DODE_FAMILIES, DSS, BNS, S4S, S4SAlt, GAS, LD3)
 }
 ALIASES = {"ddim": "euler"}
 

@@ -252,3 +252,6 @@ def _factor(u: Tensor, ends: list[Tensor], k: int) -> Tensor:
         return (ends[1] - u) / (2 * r[0])
     ratio = u / ends[k]
     return -(r[k] / r[k - 1]) * ends[k] * ((ratio - 1) / torch.log(ratio) - 1)
+
+
+DODE_FAMILIES = (DODEDDIM, DODEIPNDM, DODEDEIS, DODEEDM, DODEDPM)

@@ -87,7 +87,9 @@ class GAS(Family):
         if self.init_from not in STARTS:
             raise ValueError(f"init_from of {self.name} is {self.init_from!r}; known: {', '.join(STARTS)}")
         if bool(self.timeline.alpha[0] == 0) and self.path.name not in ("flow", "cosine"):
-            raise ValueError(f"{self.name} cannot start at alpha = 0 on the {self.path.name} path; begin slightly lower")
+            raise ValueError(
+                f"{self.name} cannot start at alpha = 0 on the {self.path.name} path; begin slightly lower"
+            )
 
     @property
     def memory(self) -> int:
@@ -101,6 +103,10 @@ class GAS(Family):
         return first, last
 
     def init(self, seed: int = 0) -> Params:
+        return {name: value.clone() for name, value in self._initial.items()}
+
+    @cached_property
+    def _initial(self) -> Params:
         times = self._to_time(float64(self.grid))
         if self.init_from == "paper":
             times = torch.linspace(*self.ends, self.steps + 1, dtype=torch.float64)
@@ -219,7 +225,9 @@ class GAS(Family):
         product = 1 - (times[1:-1].flip(0) - end) / (start - end)
         mu = product / torch.cat([product.new_ones(1), product[:-1]])
         if bool(((mu <= MARGIN) | (mu >= 1 - MARGIN)).any()):
-            raise ValueError(f"{self.name} cannot start from this grid: two of its levels are too close in time; use fewer")
+            raise ValueError(
+                f"{self.name} cannot start from this grid: two of its levels are too close in time; use fewer"
+            )
         return torch.logit((mu - MARGIN) / (1 - 2 * MARGIN))
 
     def _to_time(self, s: Tensor) -> Tensor:
