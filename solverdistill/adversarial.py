@@ -98,8 +98,8 @@ class _Residual(nn.Sequential):
             _conv(wide, channels, gain=0.0),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
 
 
 class _Halve(nn.Module):

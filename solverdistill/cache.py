@@ -85,22 +85,24 @@ class ShardCache:
         Raises:
             ValueError: the folder cannot be written.
         """
+        report = report or (lambda done: None)
         self._open()
         entries, found, waiting = self._entries(), [], []
         for shard in shards:
             (found if self._intact(shard, entries) else waiting).append(shard)
-            if report is not None:
-                report(len(found))
+            report(len(found))
+        done = len(found)
         while waiting:
             left = []
             for shard in waiting:
                 with claim(self.path(shard).with_suffix(".lock")) as claimed:
-                    if not claimed:
-                        left.append(shard)
-                    elif not self._intact(shard, self._entries(), complain=True):
+                    if claimed and not self._intact(shard, self._entries(), complain=True):
                         self._write(shard, make(shard))
-                if claimed and report is not None:
-                    report(len(shards) - len(waiting) + waiting.index(shard) + 1 - len(left))
+                if claimed:
+                    done += 1
+                    report(done)
+                else:
+                    left.append(shard)
             if len(left) == len(waiting):
                 time.sleep(POLL)
             waiting = left
@@ -133,14 +135,15 @@ class ShardCache:
     def _open(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left_over in self.folder.glob(".shard-*"):
-                if _age(left_over) > STALE_AFTER:
-                    left_over.unlink(missing_ok=True)
         except OSError as error:
             reason = error.strerror or error
             raise ValueError(
                 f"the cache {self.folder} cannot be written ({reason}); set targets.cache to another folder or to null"
             ) from None
+        for left_over in self.folder.glob(".shard-*"):  # of a killed process
+            if _age(left_over) > STALE_AFTER:
+                with suppress(OSError):
+                    left_over.unlink()
 
     def _manifest(self) -> dict[str, Any]:
         try:
@@ -178,7 +181,7 @@ class ShardCache:
         finally:
             temporary.unlink(missing_ok=True)
         while True:
-            with claim(self.folder / "manifest.lock") as claimed:
+            with claim(self.folder / "manifest.lock", stale_after=60.0) as claimed:
                 if claimed:
                     manifest = self._manifest()
                     manifest["shards"] = dict(sorted({**manifest["shards"], f"{shard:08d}": entry}.items()))
@@ -188,13 +191,13 @@ class ShardCache:
 
 
 @contextmanager
-def claim(path: Path) -> Iterator[bool]:
+def claim(path: Path, stale_after: float = STALE_AFTER) -> Iterator[bool]:
     """Hold a lock file for the time of the block; gives False where another process holds it.
 
-    The lock of a process of this machine that no longer runs is broken at once, any other after `STALE_AFTER` seconds.
+    The lock of a process of this machine that no longer runs is broken at once, any other after `stale_after` seconds.
     """
     claimed = _create(path)
-    if not claimed and _abandoned(path):
+    if not claimed and _abandoned(path, stale_after):
         path.unlink(missing_ok=True)
         claimed = _create(path)
     try:
@@ -213,14 +216,14 @@ def _create(path: Path) -> bool:
     return True
 
 
-def _abandoned(path: Path) -> bool:
+def _abandoned(path: Path, stale_after: float) -> bool:
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
         host, pid = owner["host"], int(owner["pid"])
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError):  # not yet written, or cut off
-        return _age(path) > STALE_AFTER
+        return _age(path) > stale_after
     if host == socket.gethostname() and os.name == "posix":
         try:
             os.kill(pid, 0)
@@ -228,7 +231,7 @@ def _abandoned(path: Path) -> bool:
             return True
         except OSError:  # it runs, as another user
             pass
-    return _age(path) > STALE_AFTER
+    return _age(path) > stale_after
 
 
 def _age(path: Path) -> float:

@@ -1,6 +1,7 @@
 """Grids: the decreasing noise levels of a solver, in the units of a path.
 
-A `Grid` is a rule ("polynomial", rho 7, from 80 to 0.002 in 5 steps) that any path turns into numbers. With u = i / steps:
+A `Grid` is a rule ("polynomial", rho 7, from 80 to 0.002 in 5 steps) that any path turns into numbers. With
+u = i / steps:
 
 ============  ==================================================================================================
 kind          levels

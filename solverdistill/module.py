@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,66 +11,116 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from solverdistill.denoiser import Checkpointed
+from solverdistill.ema import EMA
 from solverdistill.families.base import Family, Params
-from solverdistill.objectives import Batch, PublishedEPD, Trajectory
+from solverdistill.objectives import Batch
 from solverdistill.program import sample
+from solverdistill.settings import check_fields
 from solverdistill.trajectories import rmse
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 
 
+@dataclass(frozen=True)
+class FitSettings:
+    """How gradient descent runs.
+
+    Args:
+        iterations: Training steps.
+        batch_size: Samples per step, over all processes.
+        validations: How often held-out samples are looked at.
+        checkpointing: Recompute the network in the backward pass, so that one network graph is in memory at a time.
+        ema: Decay of an exponential moving average of the params, which is then what is validated and exported; null
+            for none.
+        gradient_clip: Largest norm of the params' gradient; null for no limit.
+    """
+
+    iterations: int = 400
+    batch_size: int = 32
+    validations: int = 10
+    checkpointing: bool = False
+    ema: float | None = None
+    gradient_clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("iterations", "batch_size", "validations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def interval(self) -> int:
+        """Training steps between validations."""
+        return max(1, self.iterations // self.validations)
+
+
 class SolverDistillation(LightningModule):
     """Fit a family's params by gradient descent, one backward pass per roll-out.
 
-    The teacher is not part of the module: checkpoints hold the params, the best params and the optimizer alone.
+    The teacher is not part of the module: checkpoints hold the params, their average, the best params and the
+    optimizer alone.
 
     Args:
         family: The student.
         denoiser: The frozen, possibly guided teacher.
-        objective: Loss of (program, denoiser, batch).
+        objective: Loss of (family, params, denoiser, batch).
         optimizer: Makes the optimizer from the params.
+        fit: Length, averaging, clipping.
         scheduler: Makes a learning-rate scheduler, stepped once per training step.
         seed: Seed of the initial params.
-        checkpointing: Recompute the network in the backward pass, so that one network graph is in memory at a time.
     """
 
     def __init__(
         self,
         family: Family,
         denoiser: Any,
-        objective: Trajectory | PublishedEPD,
+        objective: Any,
         optimizer: OptimizerFactory,
+        fit: FitSettings,
         scheduler: SchedulerFactory | None = None,
         seed: int = 0,
-        checkpointing: bool = True,
     ) -> None:
         super().__init__()
         initial = family.init(seed)
         if not initial:
-            raise ValueError(f"{family.name} has no params to train; evaluate it as a classical solver instead")
-        self.family, self.objective, self.seed = family, objective, seed
+            raise ValueError(f"{family.name} has no params to train; it is a classical solver")
+        self.family, self.objective, self.fit, self.seed = family, objective, fit, seed
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         # Kept out of the module tree: checkpoints and DDP must not see the teacher.
-        self.__dict__["denoiser"] = Checkpointed(denoiser) if checkpointing else denoiser
+        self.__dict__["denoiser"] = Checkpointed(denoiser) if fit.checkpointing else denoiser
         self.params = nn.ParameterDict({name: nn.Parameter(value.clone()) for name, value in initial.items()})
+        self.ema = None if fit.ema is None else EMA(initial, fit.ema)
         self.best_params: Params = self.current_params()
         self.best_rmse = float("inf")
 
+    def live_params(self) -> Params:
+        """The params that the optimizer moves."""
+        return dict(self.params.items())
+
     def current_params(self) -> Params:
-        """A copy of the params as they are now, on the host."""
-        return {name: value.detach().cpu().clone() for name, value in self.params.items()}
+        """A copy, on the host, of the params that would be exported now: their average where there is one."""
+        values = self.live_params() if self.ema is None else self.ema.average
+        return {name: value.detach().cpu().clone() for name, value in values.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        loss = self.objective(self.family, dict(self.params), self.denoiser, batch)
+        loss = self.objective(self.family, self.live_params(), self.denoiser, batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=batch.noise.shape[0])
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.fit.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.params.parameters(), self.fit.gradient_clip)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.ema is not None:
+            self.ema.update({name: value.detach().cpu() for name, value in self.params.items()})
 
     def on_validation_epoch_start(self) -> None:
         self._errors: list[Tensor] = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        program = self.family.program(dict(self.params)).detach()
+        program = self.family.program(self.current_params())
         self._errors.append(rmse(sample(program, self.denoiser, batch.noise, batch.cond), batch.end))
 
     def on_validation_epoch_end(self) -> None:
@@ -92,36 +143,11 @@ class SolverDistillation(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["best"] = {"rmse": self.best_rmse, "params": self.best_params}
         checkpoint["family"] = self.family.hyperparameters()
+        checkpoint["ema"] = None if self.ema is None else self.ema.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if checkpoint.get("family") != self.family.hyperparameters():
             raise ValueError("the checkpoint belongs to another student: its family or hyperparameters differ")
         self.best_rmse, self.best_params = checkpoint["best"]["rmse"], checkpoint["best"]["params"]
-
-
-class PublishedEPDDistillation(SolverDistillation):
-    """The published EPD schedule: an optimizer step after the loss of every solver step, inside the roll-out.
-
-    Gradients that are not a number become 0 and infinite ones +-1e5, as in the published code.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        optimizer = self.optimizers()
-        assert isinstance(self.objective, PublishedEPD)
-        losses = self.objective.steps(self.family, lambda: dict(self.params), self.denoiser, batch)
-        for step in losses:
-            self.log(f"train/loss_step{step.step}", step.loss.detach(), batch_size=batch.noise.shape[0])
-            if step.back_propagated:
-                optimizer.zero_grad()
-                self.manual_backward(step.loss, retain_graph=True)
-                for value in self.params.parameters():
-                    if value.grad is not None:
-                        torch.nan_to_num(value.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=value.grad)
-                optimizer.step()
-        scheduler = self.lr_schedulers()
-        if scheduler is not None:
-            scheduler.step()
+        if self.ema is not None and checkpoint["ema"] is not None:
+            self.ema.load_state_dict(checkpoint["ema"])

@@ -58,7 +58,7 @@ def make_level(alpha: Scalar, sigma: Scalar) -> Level:
 def analytical_denoised(x: Any, level: Level) -> Any:
     """Posterior mean for zero-mean, unit-variance data; the analytical first step of Dockhorn et al. 2022.
 
-    denoised = x alpha / (h (h + sigma)), h = hypot(alpha, sigma); in EDM coordinates the slope is x / sqrt(1 + sigma^2).
+    denoised = x alpha / (h (h + sigma)), h = hypot(alpha, sigma); in EDM coordinates the slope is x / hypot(1, sigma).
     The form is that of the slope x / h in EDM coordinates, not the exact Gaussian mean alpha x / h^2.
     """
     h = level.hypot()

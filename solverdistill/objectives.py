@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from solverdistill.families.base import Family, Params
 from solverdistill.noise import Level
+from solverdistill.perceptual import LPIPS
 from solverdistill.program import sample
 from solverdistill.settings import check_fields
 from solverdistill.trajectories import Trajectory as ReferenceTrajectory
@@ -28,6 +30,7 @@ class Batch(NamedTuple):
         end: Reference end point. Shape: (batch, ...).
         cond: Condition, or None.
         reference: The whole reference trajectory, for students that learn their noise levels and for local objectives.
+        index: Positions of the samples in the training set. Shape: (batch,).
     """
 
     noise: Tensor
@@ -35,6 +38,7 @@ class Batch(NamedTuple):
     end: Tensor
     cond: Any = None
     reference: ReferenceTrajectory | None = None
+    index: Tensor | None = None
 
     def targets_at(self, levels: Sequence[Level]) -> Tensor:
         """Reference states at the levels of the student's grid after the first. Shape: (steps, batch, ...)."""
@@ -74,10 +78,20 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def distance(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Look a distance up by name."""
+    """Look a distance up by name; "lpips_vgg", "lpips_alex" and "lpips_squeeze" load their network."""
+    if name.startswith("lpips_"):
+        return LPIPS(name.removeprefix("lpips_"))
     if name not in DISTANCES:
-        raise ValueError(f"distance {name!r} is unknown; known: {', '.join(DISTANCES)}")
+        known = ", ".join([*DISTANCES, "lpips_vgg", "lpips_alex", "lpips_squeeze"])
+        raise ValueError(f"distance {name!r} is unknown; known: {known}")
     return DISTANCES[name]
+
+
+class Outcome(NamedTuple):
+    """What a roll-out of the student gives: loss of every sample, shape (batch,), and end points, (batch, ...)."""
+
+    loss: Tensor
+    end: Tensor
 
 
 @dataclass(frozen=True)
@@ -101,25 +115,33 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        distance(self.distance)
+        _ = self.measure
         if self.feature_weight and self.features is None:
             raise ValueError("feature_weight of the trajectory objective needs a feature extractor in `features`")
 
     def __call__(self, family: Family, params: Params, denoiser: Any, batch: Batch) -> Tensor:
         """The loss of a batch: a scalar, differentiable in the params."""
-        measure, program = distance(self.distance), family.program(params)
+        return self.outcome(family, params, denoiser, batch).loss.mean()
+
+    def outcome(self, family: Family, params: Params, denoiser: Any, batch: Batch) -> Outcome:
+        """Roll the student out: the loss of every sample, and the end points for whatever else looks at them."""
+        program = family.program(params)
         if self.intermediate == 0:
             end = sample(program, denoiser, batch.noise, batch.cond)
-            loss = measure(end, batch.end).mean()
+            loss = self.measure(end, batch.end)
         else:
             states = sample(program, denoiser, batch.noise, batch.cond, readouts=True)
             targets = batch.targets_at(family.prepared_levels(params)[1:])
-            pairs = zip(states, targets, strict=True)
-            terms = torch.stack([measure(state, target).mean() for state, target in pairs])
-            loss, end = terms[-1] + self.intermediate * terms[:-1].sum(), states[-1]
+            terms = [self.measure(state, target) for state, target in zip(states, targets, strict=True)]
+            loss, end = terms[-1] + self.intermediate * sum(terms[:-1]), states[-1]
         if self.features is not None and self.feature_weight:
             loss = loss + self.feature_weight * feature_mse(self.features, end, batch.end)
-        return loss
+        return Outcome(loss, end)
+
+    @cached_property
+    def measure(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The distance itself."""
+        return distance(self.distance)
 
 
 def endpoint(distance: str = "mse", features: Features | None = None, feature_weight: float = 0.0) -> Trajectory:
@@ -128,10 +150,10 @@ def endpoint(distance: str = "mse", features: Features | None = None, feature_we
 
 
 def feature_mse(features: Features, image: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of features; the target's are constants."""
+    """Mean squared difference of features per sample; the target's are constants. Shape: (batch,)."""
     with torch.no_grad():
         wanted = features(target)
-    return (features(image) - wanted).pow(2).mean()
+    return (features(image) - wanted).flatten(1).pow(2).mean(1)
 
 
 class StepLoss(NamedTuple):
@@ -184,7 +206,7 @@ class PublishedEPD:
         """The feature loss of the last step, broadcast to every element and summed as in the published code."""
         pixels, wanted = ((127.5 * x + 128).clamp(0, 255) for x in (state, target))
         features = self.features or torch.nn.Identity()
-        return self.alpha * state[0].numel() * feature_mse(features, pixels, wanted)
+        return self.alpha * state[0].numel() * feature_mse(features, pixels, wanted).mean()
 
 
 def _sum_of_squares(state: Tensor, target: Tensor) -> Tensor:

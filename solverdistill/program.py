@@ -1,7 +1,7 @@
 """A fixed-step solver as a table, and the one executor that plays it.
 
-Every deterministic fixed-step sampler, learned or classical, forms linear combinations of its inputs (the initial noise)
-and of the denoised outputs seen so far, and calls the network on them::
+Every deterministic fixed-step sampler, learned or classical, forms linear combinations of its inputs (the initial
+noise) and of the denoised outputs seen so far, and calls the network on them::
 
     x_k        = A_k . inputs + sum_{j<k} B_kj denoised_j        evaluation rows k = 0 .. nfe - 1
     denoised_k = denoiser(x_k, alpha_k, sigma_k)
@@ -148,13 +148,14 @@ def sample(
     rows = list(coefficients.unbind()) if coefficients.requires_grad else coefficients.tolist()
     support = program.mask.tolist()
     told = list(zip(_scalars(program.alpha), _scalars(program.sigma), strict=True))
+    numbers = list(zip(program.alpha.tolist(), program.sigma.tolist(), strict=True)) if callback else []
     for stage, points in enumerate(program.stages):
         states = [_combine(rows[k], support[k], registers) for k in points]
         outputs = _evaluate(denoiser, states, [told[k] for k in points], cond, stage_batch)
         for k, x, denoised in zip(points, states, outputs, strict=True):
             registers[program.inputs + k] = denoised.to(dtype)
             if callback is not None:
-                callback(Evaluation(k, program.nfe, stage, x, float(told[k][0]), float(told[k][1]), denoised))
+                callback(Evaluation(k, program.nfe, stage, x, *numbers[k], denoised))
     first = program.nfe if readouts else len(rows) - 1
     results = [_combine(rows[r], support[r], registers) for r in range(first, len(rows))]
     return torch.stack(results) if readouts else results[0]

@@ -46,7 +46,7 @@ def move(noise: Tensor, gradient: Tensor, shift_lr: float) -> Tensor:
 
 
 def project(moved: Tensor, origin: Tensor, radius: float) -> Tensor:
-    """Nearest point of the L2 ball around `origin`, sample by sample; points inside stay as they are. Shape as moved."""
+    """Nearest point of the L2 ball around `origin`, sample by sample; points inside stay. Shape as moved."""
     offset = moved - origin
     length = offset.flatten(1).norm(dim=1)
     shrink = torch.where(length > radius, radius / length.clamp(min=torch.finfo(length.dtype).tiny), 1.0)

@@ -7,7 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +24,22 @@ from solverdistill.denoiser import Guided, Teacher
 from solverdistill.evaluation.final import EvaluationSettings, compare_at_the_end
 from solverdistill.families.base import Family, Params
 from solverdistill.grids import Grid
-from solverdistill.module import PublishedEPDDistillation, SolverDistillation
-from solverdistill.objectives import PublishedEPD
+from solverdistill.module import FitSettings, SolverDistillation
+from solverdistill.module_adversarial import AdversarialDistillation, AdversarialFit
+from solverdistill.module_published_epd import PublishedEPDDistillation
+from solverdistill.module_relaxed import RelaxedDistillation, RelaxedFit
 from solverdistill.progress import TargetProgress, console, progress_bar
-from solverdistill.settings import check_fields
 from solverdistill.targets import TargetData, TargetSettings
 from solverdistill.trajectories import Reference
 
 GROUPS = ("model", "objective", "targets", "fit", "optimizer", "trainer", "logger", "evaluation", "solver")
+FITS: dict[str, type[FitSettings]] = {
+    "gradient": FitSettings,
+    "published_epd": FitSettings,
+    "adversarial": AdversarialFit,
+    "relaxed": RelaxedFit,
+}
 SCALARS = ("seed", "guidance", "ckpt_path", "run_name", "output_dir")
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How long gradient descent runs.
-
-    Args:
-        iterations: Training steps.
-        batch_size: Samples per step.
-        validations: How often held-out samples are looked at.
-        checkpointing: Recompute the network in the backward pass to save memory.
-    """
-
-    iterations: int = 400
-    batch_size: int = 32
-    validations: int = 10
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("iterations", "batch_size", "validations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -84,11 +68,11 @@ def train(config: DictConfig) -> dict[str, float]:
     teacher: Teacher = hydra.utils.instantiate(config.model)
     denoiser = Guided(teacher, config.guidance, teacher.null_cond)
     student = make_student(config.solver, teacher)
-    fit = FitSettings(**_plain(config.fit))
+    fit = make_fit(config)
     targets = _plain(config.targets)
     settings = TargetSettings(**{**targets, "reference": Reference(**targets["reference"])})
     evaluation = EvaluationSettings(**_plain(config.evaluation))
-    module = make_module(config, student.family, denoiser, fit)
+    module = make_module(config, student, denoiser, fit, teacher, settings)
     output = Path(config.output_dir)
     checkpoint = find_checkpoint(config.ckpt_path, output)
     trainer = make_trainer(config, fit, output)
@@ -104,6 +88,7 @@ def train(config: DictConfig) -> dict[str, float]:
         device,
         TargetProgress(),
         student.rule,
+        getattr(module.objective, "needs_reference", False),
     )
     say_hello(config, teacher, student.family, settings)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -142,9 +127,24 @@ def make_student(solver: DictConfig, teacher: Teacher) -> Student:
     return Student(families.build(name, rule.with_steps(steps), path, **options), rule.with_steps(steps))
 
 
-def make_module(config: DictConfig, family: Family, denoiser: Any, fit: FitSettings) -> SolverDistillation:
+def make_fit(config: DictConfig) -> FitSettings:
+    """Read the fit settings of their kind."""
+    options: dict[str, Any] = _plain(config.fit)
+    kind = options.pop("kind", None)
+    if kind not in FITS:
+        raise ValueError(f"fit.kind {kind!r} is unknown; known: {', '.join(FITS)}")
+    settings = FITS[kind]
+    known = [f.name for f in fields(settings)]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"fit={kind} has no setting {option!r}; it has: {', '.join(known)}")
+    return settings(**options)
+
+
+def make_module(
+    config: DictConfig, student: Student, denoiser: Any, fit: FitSettings, teacher: Teacher, targets: TargetSettings
+) -> SolverDistillation:
     """Build the Lightning module with its objective, optimizer and schedule."""
-    objective = hydra.utils.instantiate(config.objective)
     options: dict[str, Any] = _plain(config.optimizer)
     cosine, final = options.pop("cosine", False), options.pop("final_lr", 0.0)
     optimizer = hydra.utils.instantiate(options)
@@ -153,14 +153,25 @@ def make_module(config: DictConfig, family: Family, denoiser: Any, fit: FitSetti
     except TypeError as error:
         raise ValueError(f"optimizer of the configuration cannot be made: {error}") from None
 
-    def scheduler(optimizer: torch.optim.Optimizer) -> Any:
+    def schedule(optimizer: torch.optim.Optimizer) -> Any:
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, fit.iterations, eta_min=final)
 
-    published = isinstance(objective, PublishedEPD)
-    module = PublishedEPDDistillation if published else SolverDistillation
-    return module(
-        family, denoiser, objective, optimizer, scheduler if cosine else None, config.seed, fit.checkpointing
-    )
+    arguments = {
+        "family": student.family,
+        "denoiser": denoiser,
+        "objective": hydra.utils.instantiate(config.objective),
+        "optimizer": optimizer,
+        "fit": fit,
+        "scheduler": schedule if cosine else None,
+        "seed": config.seed,
+    }
+    if isinstance(fit, AdversarialFit):
+        return AdversarialDistillation(**arguments, shape=teacher.shape)
+    if isinstance(fit, RelaxedFit):
+        return RelaxedDistillation(**arguments, shape=teacher.shape, samples=targets.train_samples)
+    if config.fit.kind == "published_epd":
+        return PublishedEPDDistillation(**arguments)
+    return SolverDistillation(**arguments)
 
 
 def find_checkpoint(wanted: str | None, output: Path) -> str | None:
@@ -194,7 +205,7 @@ def make_trainer(config: DictConfig, fit: FitSettings, output: Path) -> Trainer:
     trainer: Trainer = hydra.utils.instantiate(
         config.trainer,
         max_epochs=1,
-        val_check_interval=_interval(fit),
+        val_check_interval=fit.interval,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         enable_model_summary=False,
@@ -204,10 +215,6 @@ def make_trainer(config: DictConfig, fit: FitSettings, output: Path) -> Trainer:
         use_distributed_sampler=False,
     )
     return trainer
-
-
-def _interval(fit: FitSettings) -> int:
-    return max(1, fit.iterations // fit.validations)
 
 
 def make_loggers(config: DictConfig, output: Path) -> list[Logger]:

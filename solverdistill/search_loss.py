@@ -55,7 +55,8 @@ class PublishedDSS:
     """Roll the student out and compare each state with the teacher's state at the nearest point of the teacher's grid.
 
     Rounding to the grid of the teacher blocks the gradient of the targets in the times: they learn through the student
-    alone. `Trajectory` with interpolated targets has no such gap.
+    alone. `Trajectory` with interpolated targets has no such gap. States are compared in the scale of the student's
+    path, which is unit variance on the paper's paths and not on edm.
     Reference: Wang et al., "Differentiable Solver Search for Fast Diffusion Sampling", ICML 2025, as its code does it.
 
     Args:

@@ -1,12 +1,13 @@
 """Reference trajectories: seeded noise, a fine solve of the teacher, and its state at any noise level.
 
-A trajectory is stored in straight coordinates, where ``dy/du = (y - denoised) / u``: states and slopes at every point of
-a fine grid. A state between two points is read by cubic Hermite interpolation in u, so that one solve serves every
+A trajectory is stored in straight coordinates, where ``dy/du = (y - denoised) / u``: states and slopes at every point
+of a fine grid. A state between two points is read by cubic Hermite interpolation in u, so that one solve serves every
 student, whatever noise levels it has or learns.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,9 +25,11 @@ from solverdistill.settings import check_fields
 from solverdistill.tracing import Eager
 
 TOLERANCE = 1e-6  # of the adaptive reference
+MAX_STEPS = 200  # of the adaptive reference, within a step of the fine grid
 
-# Splits draw from disjoint ranges of sample indices, so that held-out samples never meet the training ones.
-SPLITS = {"train": 0, "validation": 1 << 40, "test": 1 << 41}
+# Splits draw from disjoint ranges of sample indices, so that held-out samples never meet the training ones. All are
+# below 2^32, because torch's CPU generator uses no more bits of its seed.
+SPLITS = {"train": 0, "validation": 1 << 30, "test": 2 << 30, "fresh": 3 << 30}
 
 
 def seeded_noise(indices: Sequence[int], teacher: Teacher, seed: int = 0) -> tuple[Tensor, Any]:
@@ -39,11 +42,24 @@ def seeded_noise(indices: Sequence[int], teacher: Teacher, seed: int = 0) -> tup
     """
     noises, conds = [], []
     for index in indices:
-        generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + int(index) + 1) % (1 << 63))
+        generator = _generator_of(index, seed)
         noises.append(torch.randn(teacher.shape, generator=generator))
         conds.append(teacher.draw_cond(generator))
     cond = None if conds[0] is None else pytree.tree_map(lambda *leaves: torch.stack(leaves), *conds)
     return torch.stack(noises), cond
+
+
+def noise_of(indices: Sequence[int], shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """The noise alone of `seeded_noise`. Shape: (batch, *shape), float32."""
+    return torch.stack([torch.randn(shape, generator=_generator_of(index, seed)) for index in indices])
+
+
+def _generator_of(index: int, seed: int) -> torch.Generator:
+    """Generator of one sample: a permutation of the indices below 2^32, so no two of a seed share their noise."""
+    if not 0 <= index < 1 << 32:
+        raise ValueError(f"sample index {index} is not between 0 and 2^32: there are at most 2^30 samples in a split")
+    mixed = int(index) ^ int(hashlib.sha256(str(seed).encode()).hexdigest()[:8], 16)
+    return torch.Generator().manual_seed(mixed * 0x9E3779B1 % (1 << 32))
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ class Trajectory:
     """A batch of reference solutions on a fine grid, readable at any level in between.
 
     Reading between the points costs, as largest RMSE of a sample divided by the scale of its state, 4e-4 (toy mixture)
-    or 2e-5 (edm_digits) on the default grid of 40 steps, 30 times less with 80 steps on the mixture; storing float32
+    or 2e-5 (edm_digits) on the default grid of 40 steps, and 10 to 16 times less on twice as many; storing float32
     instead of float64 costs 2e-7, float16 would cost 5e-4.
 
     Args:
@@ -143,18 +159,17 @@ class Reference:
 
     def levels(self, path: Path, noise_range: tuple[float, float], rule: Grid | None = None) -> tuple[float, ...]:
         """The fine grid in the path's own unit; `rule` is the student's grid, for a nested reference."""
-        if self.nested is None:
-            values = grid_values(Grid(self.grid, self.steps, *noise_range, self.rho), path)
-        elif rule is None:
+        if self.nested is not None and rule is None:
             raise ValueError("a nested reference refines the grid of a student, and none was given")
-        else:
-            values = nested_grid(rule, path, self.nested, self.inner)
-        if not bool(torch.isfinite(path.clock(values[0]))):
+        start = noise_range[0] if self.nested is None or rule is None else rule.start
+        if not bool(torch.isfinite(path.clock(start))):
             raise ValueError(
-                f"a reference on the {path.name} path cannot begin at {values[0]:g}, where sigma / alpha is infinite; "
+                f"a reference on the {path.name} path cannot begin at {start:g}, where sigma / alpha is infinite; "
                 "begin the teacher's noise range slightly lower"
             )
-        return values
+        if self.nested is None or rule is None:
+            return grid_values(Grid(self.grid, self.steps, *noise_range, self.rho), path)
+        return nested_grid(rule, path, self.nested, self.inner)
 
     def solve(
         self, teacher: Teacher, denoiser: Any, noise: Tensor, cond: Any = None, rule: Grid | None = None
@@ -167,7 +182,7 @@ class Reference:
         return solve_reference(families.build(self.solver, levels, teacher.path), denoiser, noise, cond)
 
     def description(self, path: Path, noise_range: tuple[float, float], rule: Grid | None = None) -> dict[str, Any]:
-        """Everything that decides the solution, JSON-able; noise levels rounded to 12 digits, past which CPUs differ."""
+        """Everything that decides the solution, JSON-able; noise levels to 12 digits, past which CPUs differ."""
         levels = [float(f"{value:.12g}") for value in self.levels(path, noise_range, rule)]
         described: dict[str, Any] = {"solver": self.solver, "path": path.hyperparameters(), "grid": levels}
         if self.solver == "dopri5":
@@ -259,10 +274,10 @@ def solve_adaptive(
         return y.view(noise.shape).flatten(1).pow(2).mean(1).sqrt().max()
 
     y = noise.to(times.dtype) * (path.initial_scale(levels[0]) / path.scale(levels[0]))
-    options = {"step_t": times, "norm": worst}
+    options = {"step_t": times, "norm": worst, "max_num_steps": MAX_STEPS}
     try:
-        solved = odeint(slope, y, times, rtol=rtol, atol=atol, method="dopri5", options=options)
-    except AssertionError as error:  # torchdiffeq's way to say that the step became too small
+        solved: Any = odeint(slope, y, times, rtol=rtol, atol=atol, method="dopri5", options=options)
+    except AssertionError as error:  # torchdiffeq's way to say that there are too many steps, or too small ones
         raise ValueError(
             f"dopri5 cannot reach rtol={rtol:g}, atol={atol:g} ({error}); allow more, or take a fixed-step reference"
         ) from None
@@ -275,4 +290,3 @@ def solve_adaptive(
 def rmse(a: Tensor, b: Tensor) -> Tensor:
     """Root mean squared difference of each sample. Shape: (batch,)."""
     return (a - b).flatten(1).pow(2).mean(1).sqrt()
-

@@ -44,18 +44,15 @@ class Baseline:
     Args:
         name: Name in `families.ROSTER`.
         label: Name in tables, without the grid.
-        grid: Usual grid kind.
-        rho: Exponent of that grid; None for kinds that have none.
+        grids: Grid kinds it is tried on, the usual one first; `polynomial` has rho 7. On a flow path all are uniform in
+            its time, and a solver of several grids is tried on the one linear in log-SNR too.
         options: Hyperparameters of the family.
-        second_grid: Try the polynomial grid too, or on a flow path the one linear in log-SNR.
     """
 
     name: str
     label: str
-    grid: str
-    rho: float | None = None
+    grids: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
-    second_grid: bool = False
 
 
 AFS_SUFFIX = " + AFS"
@@ -68,20 +65,20 @@ class ClassicalSet(NamedTuple):
     omitted: list[str]
 
 
+ALL = ("logsnr", "polynomial", "quadratic")
 CLASSICAL: tuple[Baseline, ...] = (
-    Baseline("euler", "Euler", "polynomial", 7.0),
-    Baseline("heun", "Heun", "polynomial", 7.0),
-    Baseline("dpm2", "DPM-2", "polynomial", 7.0),
-    Baseline("ipndm", "iPNDM-4", "polynomial", 7.0, {"max_order": 4}),
-    Baseline("ipndm_v", "iPNDM_v-4", "polynomial", 7.0, {"max_order": 4}),
-    Baseline("dpmpp", "DPM++(1)", "logsnr", None, {"order": 1}),
-    Baseline("dpmpp", "DPM++(2M)", "logsnr", None, {"order": 2}, second_grid=True),
-    Baseline("dpmpp", "DPM++(3M)", "logsnr", None, {"order": 3}, second_grid=True),
-    Baseline("unipc", "UniPC-2", "logsnr", None, {"order": 2}),
-    Baseline("unipc", "UniPC-3", "logsnr", None, {"order": 3}, second_grid=True),
-    Baseline("deis", "DEIS-tAB1", "time_uniform", 2.0, {"max_order": 2}),
-    Baseline("deis", "DEIS-tAB2", "time_uniform", 2.0, {"max_order": 3}),
-    Baseline("deis", "DEIS-tAB3", "time_uniform", 2.0, {"max_order": 4}),
+    Baseline("euler", "Euler", ("polynomial", "quadratic")),
+    Baseline("heun", "Heun", ("polynomial",)),
+    Baseline("dpm2", "DPM-2", ("polynomial",)),
+    Baseline("ipndm", "iPNDM-3", ("polynomial", "quadratic"), {"max_order": 3}),
+    Baseline("ipndm", "iPNDM-4", ("polynomial", "quadratic"), {"max_order": 4}),
+    Baseline("ipndm_v", "iPNDM_v-4", ("polynomial", "quadratic"), {"max_order": 4}),
+    Baseline("dpmpp", "DPM++(2M)", ("logsnr", "quadratic"), {"order": 2}),
+    Baseline("dpmpp", "DPM++(3M)", ALL, {"order": 3}),
+    Baseline("unipc", "UniPC-2", ("logsnr", "quadratic"), {"order": 2}),
+    Baseline("unipc", "UniPC-3", ALL, {"order": 3}),
+    Baseline("deis", "DEIS-tAB2", ("quadratic",), {"max_order": 3}),
+    Baseline("deis", "DEIS-tAB3", ("quadratic",), {"max_order": 4}),
 )
 
 
@@ -99,7 +96,7 @@ def classical_candidates(
         nfe: Evaluations to match.
         depth: Sequential calls to match; a classical solver has as many as evaluations.
     Returns:
-        At most 16 candidates for each of the two numbers, without repetition, and a sentence for each omission.
+        At most 22 candidates for each of the two numbers, without repetition, and a sentence for each omission.
     Raises:
         ValueError: neither number is given, or one is below 1.
     """
@@ -127,12 +124,11 @@ def _grids(baseline: Baseline, path: Path, noise_range: tuple[float, float]) -> 
     if isinstance(path, Flow):
         # The time of a flow path is straight already; exponents made for sigma in [0.002, 80] have no meaning on it.
         yield "uniform", Grid("flow_shift", start=start, end=end)
-        if baseline.second_grid and bool(path.half_log_snr([start, end]).isfinite().all()):
+        if len(baseline.grids) > 1 and bool(path.half_log_snr([start, end]).isfinite().all()):
             yield "logsnr", Grid("logsnr", start=start, end=end)
         return
-    yield baseline.grid, Grid(baseline.grid, start=start, end=end, rho=baseline.rho)
-    if baseline.second_grid:
-        yield "polynomial", Grid("polynomial", start=start, end=end, rho=7.0)
+    for kind in baseline.grids:
+        yield kind, Grid(kind, start=start, end=end)
 
 
 def _at_cost(baseline: Baseline, nfe: int, grid: Grid, path: Path) -> tuple[Family, bool]:

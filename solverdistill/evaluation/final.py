@@ -19,7 +19,15 @@ from solverdistill.progress import console
 from solverdistill.settings import check_fields
 from solverdistill.targets import Targets
 
-IN_FIGURE = ("Euler", "DPM-2", "iPNDM-4", "DPM++(3M)", "UniPC-3", "DEIS-tAB3")
+IN_FIGURE = (
+    "Euler polynomial",
+    "iPNDM-3 quadratic",
+    "iPNDM-4 polynomial",
+    "DPM++(3M) logsnr",
+    "UniPC-3 logsnr",
+    "UniPC-3 quadratic",
+    "DEIS-tAB3",
+)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from solverdistill.settings import check_types
 
 CLASSICAL = (Euler, Heun, DPMSolver2, DPMpp, UniPC, DEIS, IPNDM, IPNDMV)
 ROSTER: dict[str, type[Family]] = {
-    cls.name: cls for cls in (*CLASSICAL, EPD, EPDiPNDM, BespokeRK1, BespokeRK2, *DODE_FAMILIES, DSS, BNS, S4S, S4SAlt, GAS, LD3)
+    cls.name: cls
+    for cls in (*CLASSICAL, EPD, EPDiPNDM, BespokeRK1, BespokeRK2, *DODE_FAMILIES, DSS, BNS, S4S, S4SAlt, GAS, LD3)
 }
 ALIASES = {"ddim": "euler"}
 

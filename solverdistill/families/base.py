@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from solverdistill.noise import Level, Path, float64
+from solverdistill.noise import Level, Path, float64, make_level
 from solverdistill.program import SolverProgram
 from solverdistill.tracing import Eager, Trace
 
@@ -117,8 +117,9 @@ class Family(ABC):
         return self.timeline
 
     def prepared_levels(self, params: Params | None = None) -> list[Level]:
-        """Level of the state at every grid point, differentiable in the params where the family learns its times."""
-        return self.levels(self._prepare(params))
+        """Level of the first state and of every readout, differentiable in the params where times are learned."""
+        levels = self.levels(self._prepare(params))
+        return [*levels, make_level(1.0, 0.0)] if self.denoise_to_zero else levels
 
     @abstractmethod
     def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Any) -> tuple[State, History]:
@@ -141,8 +142,7 @@ class Family(ABC):
             x, history = self.step(i, x, history, denoise, values)
             yield x, levels[i + 1]
         if self.denoise_to_zero:
-            one = torch.ones((), dtype=torch.float64)
-            yield denoise(x, levels[-1]), Level(one, torch.zeros_like(one))
+            yield denoise(x, levels[-1]), make_level(1.0, 0.0)
 
     def program(self, params: Params | None = None) -> SolverProgram:
         """Trace the whole solver to its table, differentiable in the params."""

@@ -67,8 +67,8 @@ class Bespoke(Family):
     """What both solvers share. The grid gives its ends and the number n of steps; the times between are learned.
 
     Params, each of shape (m,), m = n times the evaluations per step: `w_time` (t = cumsum|w| / sum|w|), `w_time_dot`
-    (absolute value), `theta_scale` (s = 1, then exp) and `scale_dot` (as it is). Their initial values 1, 1, 0, 0 are the
-    untransformed Runge-Kutta method on evenly spaced times.
+    (absolute value), `theta_scale` (s = 1, then exp) and `scale_dot` (as it is). Their initial values 1, 1, 0, 0 are
+    the untransformed Runge-Kutta method on evenly spaced times.
 
     Reference: Shaul et al., "Bespoke Solvers for Generative Flow Models", ICLR 2024. arXiv 2310.19075
     """

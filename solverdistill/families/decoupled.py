@@ -1,7 +1,7 @@
 """Decoupled noise levels: what becomes of a network output that was asked for at another level than the state's own.
 
-A network of type p (eps, flow, v) gives ``denoised = k x - g p`` with k and g of the level it is told. Methods that learn
-the told level apart from the state's own level keep p and change the conversion::
+A network of type p (eps, flow, v) gives ``denoised = k x - g p`` with k and g of the level it is told. Methods that
+learn the told level apart from the state's own level keep p and change the conversion::
 
     denoised = k x - g p,      p = (k' x - D(x; told)) / g'
 

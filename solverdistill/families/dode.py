@@ -1,11 +1,11 @@
 """D-ODE: classical solvers with one scalar lambda per evaluation, fitted in closed form (Kim et al., CVPR 2024).
 
-The network's output f is extrapolated along its last change, f + lambda (f - f_previous), which keeps the coefficients'
-sum. f is what a network of the path predicts: the denoised image on edm, the noise on vp, discrete and cosine, the
-velocity on flow. In straight coordinates y, u the last two are the slope g = (y - denoised) / u itself. Where there is no
-previous output, at the beginning, noise prediction takes the initial state for it, as published; the others leave the
-correction out, and the first lambda is without effect. Where the paper's codes let lambda absorb the factor of its step,
-so do these solvers: lambda multiplies f - f_previous in the path's own scale, unless said otherwise.
+The network's output f is extrapolated along its last change, f + lambda (f - f_previous), which keeps the sum of the
+coefficients. f is what a network of the path predicts: the denoised image on edm, the noise on vp, discrete and cosine,
+the velocity on flow. In straight coordinates y, u the last two are the slope g = (y - denoised) / u itself. At the
+beginning there is no previous output: noise prediction takes the initial state for it, as published; the others leave
+the correction out, and the first lambda is without effect. Where the paper's code lets lambda absorb the factor of its
+step, so do these solvers: lambda multiplies f - f_previous in the path's own scale, unless said otherwise.
 
 All lambdas 0 is the classical solver. `solverdistill.fits.fit_dode` finds them by one least-squares problem each, one
 after the other; they can also be trained by gradient descent.
@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ class DODEDDIM(DistilledODE):
         """Number of earlier slopes that a step wants."""
         return 0
 
-    def update(self, i: int, y: State, history: History, slope: Slope, values: Corrections) -> tuple[State, History]:
+    def update(self, i: int, y: State, history: History, slope: Slope, values: Any) -> tuple[State, History]:
         u, u_next = self.timeline.clock[i], self.timeline.clock[i + 1]
         output = self.output(y, u, slope, analytical=self.afs and i == 0)
         slopes = (output.g, *history[1:])[: 1 + self.remembered()]
@@ -159,7 +159,7 @@ class DODEEDM(DistilledODE):
     def corrected_levels(self) -> list[Level]:
         return [self.timeline.level(k // 2 + 1) for k in range(self.shape[0])]
 
-    def update(self, i: int, y: State, history: History, slope: Slope, values: Corrections) -> tuple[State, History]:
+    def update(self, i: int, y: State, history: History, slope: Slope, values: Any) -> tuple[State, History]:
         u, u_next, scale = self.timeline.clock[i], self.timeline.clock[i + 1], self.timeline.scale[i + 1]
         output, previous = self.output(y, u, slope, analytical=self.afs and i == 0), self.previous(i, y, history)
         predicted = y + output.g * (u_next - u)
@@ -174,10 +174,10 @@ class DODEEDM(DistilledODE):
 
 @dataclass(frozen=True, kw_only=True)
 class DODEDPM(DistilledODE):
-    """D-DPM-Solver, singlestep, `order` evaluations per step; lambdas of shape (steps, order) inside the steps' factors.
+    """D-DPM-Solver, singlestep, `order` evaluations per step, with a lambda each: `lambdas` has shape (steps, order).
 
-    With u_k the inner points, r_k = log(u / u_k) / log(u / u') and [.] the slope whose output was extrapolated along its
-    change since the evaluation before (the last of the step before, for g)::
+    With u_k the inner points, r_k = log(u / u_k) / log(u / u') and [.] the slope whose output was extrapolated along
+    its change since the evaluation before (the last of the step before, for g), lambda inside the factor of the step::
 
         y_1 = y + (u_1 - u) [g]
         y'  = y + (u' - u) (g + ([g_1] - g) / (2 r_1))                                               order 2
@@ -224,7 +224,7 @@ class DODEDPM(DistilledODE):
         u, u_next = self.timeline.clock[i], self.timeline.clock[i + 1]
         return self.path.from_clock(u ** (1 - share) * u_next**share)
 
-    def update(self, i: int, y: State, history: History, slope: Slope, values: Corrections) -> tuple[State, History]:
+    def update(self, i: int, y: State, history: History, slope: Slope, values: Any) -> tuple[State, History]:
         u, u_next = self.timeline.clock[i], self.timeline.clock[i + 1]
         first, previous = self.output(y, u, slope, analytical=self.afs and i == 0), self.previous(i, y, history)
         ends = [u_next] if bool(u_next == 0) else [*self.path.clock(self.inner(i)), u_next]

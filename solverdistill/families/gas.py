@@ -62,8 +62,8 @@ class GAS(Family):
     """Generalised solver: one evaluation per step, 2 N^2 + 2 N - 1 params at full order.
 
     Params: `mu_logit` (N - 1) times, `t_couple` (N) offsets xi in units of t, `c{i}_diff` and `a{i}_diff` (N each)
-    for i = 1 .. order; entries [n] with i > n + 1 never act. Corrections are in the path's scale. Starts as `dpmpp` with
-    lower_order_final on the same grid, unless `init_from` says otherwise.
+    for i = 1 .. order; entries [n] with i > n + 1 never act. Corrections are in the path's scale. It starts as `dpmpp`
+    with lower_order_final on the same grid, unless `init_from` says otherwise.
 
     Args:
         order: Outputs and states that a step can use; None (and anything above N) is N.
@@ -150,12 +150,13 @@ class GAS(Family):
         signs = torch.ones(len(outputs), dtype=torch.float64)
         signs[0] = -1.0
         images, coefficients = list(outputs), [first]
-        if order > 1:
-            z, r = self._positions(i, order, timeline)
-            D = (outputs[0] - outputs[1]) / r[0]
-            images[1], signs[1] = D, -1.0
-            coefficients.append(first / 2)
-        if order > 2:
+        if order == 1:
+            return Basis(images, torch.stack(coefficients + [torch.zeros_like(first)] * (len(outputs) - 1)), signs)
+        z, r = self._positions(i, order, timeline)
+        D = (outputs[0] - outputs[1]) / r[0]
+        images[1], signs[1] = D, -1.0
+        coefficients.append(first / 2)
+        if order == 3:
             images[2] = (D - (outputs[1] - outputs[2]) / r[1]) / (r[0] + r[1])
             images[1] = D + images[2] * r[0]
             _, phi_2, phi_3 = phi(z, 3)
@@ -213,8 +214,8 @@ class GAS(Family):
         if not isinstance(self.path, EDM) and bool((told <= 0).any()):
             i = int((told <= 0).nonzero()[0])
             raise ValueError(
-                f"t_couple of {self.name} tells the network time {told[i].item():.3g} at step {i}, and times are above 0; "
-                "take a smaller learning rate or larger params"
+                f"t_couple of {self.name} tells the network time {told[i].item():.3g} at step {i}, but times are above "
+                "0; train with a smaller learning rate"
             )
         s = torch.cat([float64(self.grid[:1]), self._from_time(inner), float64(self.grid[-1:])])
         return DecoupledTimeline(self.path, s, self._from_time(told))

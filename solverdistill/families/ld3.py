@@ -33,6 +33,7 @@ from solverdistill.families.classical.exponential import ExponentialIntegrator
 from solverdistill.families.classical.singlestep import DPMSolver2, Euler, Heun
 from solverdistill.families.classical.unipc import UniPC
 from solverdistill.families.decoupled import Decoupled, DecoupledTimeline
+from solverdistill.families.ode import OdeFamily
 from solverdistill.noise import EDM, Level, float64
 
 BASES: dict[str, type[Family]] = {cls.name: cls for cls in (Euler, Heun, DPMSolver2, DPMpp, UniPC, DEIS, IPNDM, IPNDMV)}
@@ -133,7 +134,11 @@ class LD3(Family):
         self, i: int, x: State, history: History, denoise: Evaluator, values: DecoupledTimeline
     ) -> tuple[State, History]:
         evaluate = denoise if self.takes_denoised else Decoupled(denoise, self.path)
-        return self.solver.step(i, x, history, evaluate, values)
+        if not isinstance(self.solver, OdeFamily):
+            return self.solver.step(i, x, history, evaluate, values)
+        given = self.solver.scales(values)  # may be those of the fixed grid
+        x, history = self.solver.step(i, x * (given[i] / values.scale[i]), history, evaluate, values)
+        return x * (values.scale[i + 1] / given[i + 1]), history
 
     def _times(self, params1: Tensor) -> Tensor:
         """Inner times in the coordinate. Shape: (steps - 1,)."""

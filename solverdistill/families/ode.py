@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from solverdistill.families.base import Evaluator, Family, History, State
+from solverdistill.families.base import Evaluator, Family, History, State, Timeline
 from solverdistill.noise import Level, Path, analytical_denoised
 
 
@@ -65,7 +65,7 @@ class OdeFamily(Family):
 
     def scales(self, values: Any) -> Tensor:
         """Scale of the path's states at every grid point; families that learn times derive it from `values`."""
-        return self.timeline.scale
+        return values.scale if isinstance(values, Timeline) else self.timeline.scale
 
     def first_slope(self, i: int, y: State, u: Tensor, slope: Slope, told: Level | None = None) -> State:
         """Slope at the beginning of step i, analytical where `afs` says so."""

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from bespoke_dode_goldens import golden, golden_denoiser
 from torch import Tensor
 
 from solverdistill.families import build
 from solverdistill.families.base import Params
 from solverdistill.families.bespoke import Bespoke
 from solverdistill.local import RMSEBound
-from solverdistill.noise import Flow, float64
+from solverdistill.noise import Flow
 from solverdistill.objectives import Batch
 from solverdistill.program import Evaluation, sample
-from solverdistill.teachers.mixture import Mixture, mixture
 from solverdistill.trajectories import Trajectory
 
-GOLDENS = Path(__file__).parent.parent / "goldens" / "dss_bespoke_dode"
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-13}
 PATHS = {"fm": "flow", "cos": "cosine", "vp": "vp"}
@@ -34,17 +30,6 @@ CASES = [
 ]
 LOSSES = [(kind, params) for kind in ("rk1", "rk2") for params in ("identity", "random")]
 NAMES = ("w_time", "w_time_dot", "theta_scale", "scale_dot")
-
-
-@cache
-def golden(file: str) -> dict[str, Tensor]:
-    with np.load(GOLDENS / f"{file}.npz") as arrays:
-        return {key: float64(arrays[key]) for key in arrays.files}
-
-
-def denoiser() -> Mixture:
-    model = golden("gm_model")
-    return mixture(model["mu"], model["w"], model["s"])
 
 
 def bespoke(kind: str, path: str, n: int) -> Bespoke:
@@ -65,7 +50,7 @@ def test_states_calls_and_table_equal_the_golden(kind: str, path: str, n: int, p
     arrays, prefix = golden(f"bespoke_{kind}"), f"{path}_n{n}_{params}"
     family, calls = bespoke(kind, PATHS[path], n), list[Evaluation]()
     program = family.program(raw(arrays, prefix))
-    states = sample(program, denoiser(), arrays["x_init"], readouts=True, callback=calls.append)
+    states = sample(program, golden_denoiser(), arrays["x_init"], readouts=True, callback=calls.append)
     torch.testing.assert_close(states, arrays[f"{prefix}_states"][1:], **CLOSE)
     table, level = arrays[f"{prefix}_prog_A"], arrays[f"{prefix}_prog_alpha_sigma"][:-1]
     scale = level.square().sum(1).sqrt()
@@ -98,13 +83,13 @@ def loss_case(kind: str, params: str) -> tuple[Bespoke, Params, Batch, dict[str,
     family, noise = bespoke(kind, "flow", 4), golden("bespoke_loss")["x_init"]
     clock, states = 1 - arrays["t"][:: family.points], arrays["gt_states"]
     slopes = [
-        (state - denoiser()(state, *(v.expand(len(state)) for v in (1 - u, u)))) / u
+        (state - golden_denoiser()(state, *(v.expand(len(state)) for v in (1 - u, u)))) / u
         for state, u in zip(states[:-1], clock[:-1], strict=True)
     ]
     reference = Trajectory(Flow(), clock, states, torch.stack([*slopes, torch.zeros_like(states[-1])]))
     batch = Batch(noise, states[1:], states[-1], reference=reference)
-    chunks = arrays["theta_raw"].chunk(4)
-    return family, {name: chunk.clone().requires_grad_() for name, chunk in zip(NAMES, chunks, strict=True)}, batch, arrays
+    chunks = zip(NAMES, arrays["theta_raw"].chunk(4), strict=True)
+    return family, {name: chunk.clone().requires_grad_() for name, chunk in chunks}, batch, arrays
 
 
 @pytest.mark.parametrize(("kind", "params"), LOSSES)
@@ -113,15 +98,15 @@ def test_rmse_bound_its_parts_and_gradients_equal_the_golden(kind: str, params: 
     objective, values = RMSEBound(lipschitz=1.0), family.transformation(raw_params)
     torch.testing.assert_close(family.growth(values, 1.0).detach(), arrays["L"], **EXACT)
     torch.testing.assert_close(objective.weights(family, raw_params).detach(), arrays["M"], **EXACT)
-    errors = objective.step_errors(family, raw_params, denoiser(), batch)
+    errors = objective.step_errors(family, raw_params, golden_denoiser(), batch)
     torch.testing.assert_close(errors.detach(), arrays["local_err_d"], **CLOSE)
-    loss = objective(family, raw_params, denoiser(), batch)
+    loss = objective(family, raw_params, golden_denoiser(), batch)
     torch.testing.assert_close(loss.detach(), arrays["loss"], **CLOSE)
     loss.backward()
     gradient = torch.cat([raw_params[name].grad for name in NAMES])  # pyright: ignore[reportArgumentType]
     torch.testing.assert_close(gradient, arrays["grad_theta"], rtol=0.0, atol=1e-8)
     program = family.program(raw_params).detach()
-    states = sample(program, denoiser(), batch.noise, readouts=True)
+    states = sample(program, golden_denoiser(), batch.noise, readouts=True)
     torch.testing.assert_close(states, arrays["rollout_states"][1:], **CLOSE)
     error = (states[-1] - batch.end).square().mean(1).sqrt().mean()
     torch.testing.assert_close(error, arrays["global_rmse"], **CLOSE)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from solverdistill import families
 from solverdistill.grids import Grid, nested_grid
-from solverdistill.module import PublishedEPDDistillation
+from solverdistill.module import FitSettings
+from solverdistill.module_published_epd import PublishedEPDDistillation
 from solverdistill.noise import make_path
 from solverdistill.objectives import Batch, PublishedEPD
 from solverdistill.trajectories import solve_reference
-from torch import Tensor
-
 from tests.helpers import epd_golden, epd_index, epd_names, golden_mixture, raw_params
 
 
@@ -67,7 +68,8 @@ def test_the_lightning_module_runs_the_same_schedule(name: str) -> None:
     def adam(params: object) -> torch.optim.Optimizer:
         return torch.optim.Adam(params, lr=entry["lr"])  # type: ignore[arg-type]
 
-    module = PublishedEPDDistillation(family, golden_mixture(golden), objective, adam, checkpointing=True)
+    fit = FitSettings(checkpointing=True)
+    module = PublishedEPDDistillation(family, golden_mixture(golden), objective, adam, fit)
     with torch.no_grad():
         for key, value in raw_params(golden).items():
             module.params[key].copy_(value)

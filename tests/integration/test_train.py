@@ -14,6 +14,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
+
 from solverdistill import load_solver, read_solver, sample
 from solverdistill.module import SolverDistillation
 from solverdistill.run import train

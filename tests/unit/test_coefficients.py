@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+
 from solverdistill import Grid, SolverFileError, families, load_solver, read_solver, save_solver
 from solverdistill.coefficients import schema, write_atomically
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from solverdistill.denoiser import Checkpointed, Counted, Guided, Thresholded
 from solverdistill.teachers.digits import digits_kde, edm_digits
 from solverdistill.teachers.mixture import Mixture, mixture, toy_mixture
-from torch import Tensor
 
 
 def levels(batch: int, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:

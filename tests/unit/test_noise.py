@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from solverdistill.noise import analytical_denoised, make_level, make_path
 
 PATHS = ["edm", "flow", {"name": "flow", "shift": 3.0}, "vp", "cosine", "discrete"]

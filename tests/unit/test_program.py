@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
+
 from solverdistill import Grid, families
 from solverdistill.program import Evaluation, SolverProgram, repeat_cond, sample
 from solverdistill.teachers.mixture import toy_mixture
-from torch import Tensor
 
 
 class Recorder:

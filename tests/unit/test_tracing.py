@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from solverdistill.noise import Level, make_level
 from solverdistill.program import sample
 from solverdistill.tracing import Eager, Register, Trace
-from torch import Tensor
 
 HALF = make_level(0.5, 2.0)
 

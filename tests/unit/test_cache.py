@@ -1,0 +1,210 @@
+"""The cache on disk: whole shards or none, shared by processes, mended where it is damaged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from solverdistill.cache import STALE_AFTER, ShardCache, claim, default_root
+
+ROOT = Path(__file__).parents[2]
+
+
+class Maker:
+    """Makes x = global sample index, and remembers which shards it was asked for."""
+
+    def __init__(self, samples: int = 4) -> None:
+        self.samples, self.made = samples, []
+
+    def __call__(self, shard: int) -> dict[str, Tensor]:
+        self.made.append(shard)
+        first = shard * self.samples
+        x = torch.arange(first, first + self.samples, dtype=torch.float32)[:, None].repeat(1, 3)
+        return {"x": x, "label": torch.arange(first, first + self.samples)}
+
+
+def make_cache(root: Path, **facts: int) -> ShardCache:
+    return ShardCache(root, "a name/train", {"seed": 0, **facts}, samples=4)
+
+
+def test_a_longer_run_extends_the_cache_of_a_shorter_one(tmp_path: Path) -> None:
+    cache, maker, reports = make_cache(tmp_path), Maker(), []
+    assert cache.fill(range(2), maker) == []
+    assert make_cache(tmp_path).fill(range(4), maker, reports.append) == [0, 1]
+    assert maker.made == [0, 1, 2, 3]
+    assert reports == [1, 2, 2, 2, 3, 4]
+    assert torch.equal(cache.read(3)["label"], torch.arange(12, 16))
+    assert sorted(path.name for path in cache.folder.iterdir()) == [
+        "manifest.json",
+        *(f"shard-{shard:08d}.safetensors" for shard in range(4)),
+    ]
+
+
+def test_rows_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    cache.fill(range(3), Maker())
+    index = torch.tensor([9, 0, 3, 4, 9])
+    rows = cache.take(index, ("x", "label"))
+    assert torch.equal(rows["label"], index)
+    assert torch.equal(rows["x"], index[:, None].float().repeat(1, 3))
+
+
+def test_other_facts_are_another_folder(tmp_path: Path) -> None:
+    assert make_cache(tmp_path).folder == make_cache(tmp_path).folder
+    assert make_cache(tmp_path, seed=1).folder != make_cache(tmp_path).folder
+    assert make_cache(tmp_path).folder.name.startswith("a-name-train-")
+
+
+def test_the_manifest_says_what_lies_there(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    cache.fill(range(2), Maker())
+    manifest = json.loads((cache.folder / "manifest.json").read_text())
+    assert manifest["seed"] == 0 and manifest["samples_per_shard"] == 4
+    assert sorted(manifest["shards"]) == ["00000000", "00000001"]
+    assert cache.size() == sum(cache.path(shard).stat().st_size for shard in range(2))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_shard_is_made_again(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache, maker = make_cache(tmp_path), Maker()
+    cache.fill(range(3), maker)
+    path = cache.path(1)
+    whole = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(whole[:-5])
+    elif damage == "flipped":
+        path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    else:
+        path.unlink()
+    with caplog.at_level(logging.WARNING):
+        assert cache.fill(range(3), maker) == [0, 2]
+    assert maker.made == [0, 1, 2, 1]
+    assert path.read_bytes() == whole
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (0 if damage == "missing" else 1)
+    assert all("shard-00000001" in message and "made again" in message for message in messages)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"shards": 3}', '{"shards": {'])
+def test_a_damaged_manifest_is_made_again(content: str, tmp_path: Path) -> None:
+    cache, maker = make_cache(tmp_path), Maker()
+    cache.fill(range(2), maker)
+    (cache.folder / "manifest.json").write_text(content)
+    assert cache.fill(range(2), maker) == []
+    assert cache.fill(range(2), maker) == [0, 1]
+
+
+def test_a_run_that_fails_leaves_whole_shards_alone(tmp_path: Path) -> None:
+    cache, maker = make_cache(tmp_path), Maker()
+
+    def failing(shard: int) -> dict[str, Tensor]:
+        if shard == 2:
+            raise RuntimeError("out of memory")
+        return maker(shard)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cache.fill(range(4), failing)
+    assert {path.suffix for path in cache.folder.iterdir()} == {".json", ".safetensors"}
+    assert cache.fill(range(4), maker) == [0, 1]
+    assert maker.made == [0, 1, 2, 3]
+
+
+def test_two_processes_share_the_work(tmp_path: Path) -> None:
+    code = f"""
+import os, sys, time, torch
+from pathlib import Path
+from solverdistill.cache import ShardCache
+
+def make(shard):
+    (Path({str(tmp_path)!r}) / f"{{shard}}-{{os.getpid()}}").touch()
+    time.sleep(0.1)
+    return {{"x": torch.full((4,), float(shard))}}
+
+cache = ShardCache(Path({str(tmp_path)!r}) / "cache", "name", {{}}, 4)
+print("ready", flush=True)
+sys.stdin.readline()
+cache.fill(range(12), make)
+assert all(bool((cache.read(shard)["x"] == shard).all()) for shard in range(12))
+"""
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    workers = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT) for _ in range(2)]
+    for worker in workers:
+        assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    for worker in workers:
+        worker.communicate(timeout=60)
+    assert [worker.returncode for worker in workers] == [0, 0]
+    made = [path.name.split("-") for path in tmp_path.iterdir() if path.is_file()]
+    assert sorted(int(shard) for shard, _ in made) == list(range(12))
+    assert len({pid for _, pid in made}) == 2
+    cache = ShardCache(tmp_path / "cache", "name", {}, 4)
+    assert cache.fill(range(12), Maker()) == list(range(12))
+
+
+def test_a_lock_is_respected_while_its_owner_lives(tmp_path: Path) -> None:
+    path = tmp_path / "shard.lock"
+    with claim(path) as first, claim(path) as second:
+        assert first and not second
+    assert not path.exists()
+    with claim(path) as again:
+        assert again
+
+
+def test_the_lock_of_a_dead_process_is_broken(tmp_path: Path) -> None:
+    worker = subprocess.Popen([sys.executable, "-c", ""])
+    worker.wait()
+    path = tmp_path / "shard.lock"
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": worker.pid}))
+    with claim(path) as claimed:
+        assert claimed
+
+
+@pytest.mark.parametrize("content", ['{"host": "elsewhere", "pid": 1}', ""])
+def test_the_lock_of_another_machine_is_broken_when_old(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "shard.lock"
+    path.write_text(content)
+    with claim(path) as claimed:
+        assert not claimed
+    os.utime(path, (0, time.time() - STALE_AFTER - 1))
+    with claim(path) as claimed:
+        assert claimed
+
+
+def test_left_over_temporary_files_go_when_old(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    cache.fill(range(1), Maker())
+    old, new = (cache.folder / f".shard-00000000.safetensors.host.{pid}" for pid in (1, 2))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, time.time() - STALE_AFTER - 1))
+    cache.fill(range(1), Maker())
+    assert not old.exists() and new.exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot be written .* set targets.cache to another folder or to null"):
+        make_cache(tmp_path / "file").fill(range(1), Maker())
+
+
+def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SOLVERDISTILL_HOME", str(tmp_path))
+    assert default_root() == tmp_path / "targets"
+    monkeypatch.delenv("SOLVERDISTILL_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_root() == tmp_path / "xdg" / "solverdistill" / "targets"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_root() == Path.home() / ".cache" / "solverdistill" / "targets"

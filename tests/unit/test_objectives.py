@@ -1,0 +1,82 @@
+"""Distances and objectives against direct formulas, and LPIPS with weights that the test makes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from solverdistill import Grid, families
+from solverdistill.objectives import Batch, Trajectory, distance, endpoint, feature_mse
+from solverdistill.perceptual import LPIPS, weights_path
+from solverdistill.program import sample
+from solverdistill.teachers.mixture import toy_mixture
+
+FAMILY = families.build("epd", Grid("polynomial", 3), afs=True)
+
+
+def batch() -> Batch:
+    noise = torch.randn(5, 6, dtype=torch.float64)
+    targets = torch.randn(3, 5, 6, dtype=torch.float64)
+    return Batch(noise, targets, targets[-1])
+
+
+def test_distances_follow_their_formulas() -> None:
+    a, b = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    d = (a - b).flatten(1)
+    torch.testing.assert_close(distance("mse")(a, b), (d**2).mean(1))
+    torch.testing.assert_close(distance("l1")(a, b), d.abs().mean(1))
+    torch.testing.assert_close(distance("log_mse")(a, b), (d**2).mean(1).log())
+    c = 0.00054 * math.sqrt(12)
+    torch.testing.assert_close(distance("pseudo_huber")(a, b), ((d**2).sum(1) + c**2).sqrt() - c)
+    with pytest.raises(ValueError, match="distance 'l7' is unknown"):
+        distance("l7")
+
+
+def test_trajectory_sums_states_and_end_point() -> None:
+    data, teacher, params = batch(), toy_mixture(), FAMILY.init(0)
+    states = sample(FAMILY.program(params), teacher, data.noise, readouts=True)
+    terms = (states - data.targets).pow(2).mean(dim=(1, 2))
+    loss = Trajectory("mse", intermediate=0.5)(FAMILY, params, teacher, data)
+    torch.testing.assert_close(loss, terms[-1] + 0.5 * terms[:-1].sum())
+    torch.testing.assert_close(endpoint()(FAMILY, params, teacher, data), terms[-1])
+
+
+def test_feature_loss_is_added_and_needs_an_extractor() -> None:
+    data, teacher, params = batch(), toy_mixture(), FAMILY.init(0)
+
+    def features(x: torch.Tensor) -> torch.Tensor:
+        return x[:, :2] ** 2
+
+    end = sample(FAMILY.program(params), teacher, data.noise)
+    expected = endpoint()(FAMILY, params, teacher, data) + 3 * feature_mse(features, end, data.end).mean()
+    torch.testing.assert_close(endpoint("mse", features, 3.0)(FAMILY, params, teacher, data), expected)
+    with pytest.raises(ValueError, match="needs a feature extractor"):
+        Trajectory(feature_weight=1.0)
+
+
+def test_lpips_says_which_file_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"needs vgg16-397923af.pth \(528 MB\): download https://.* put it at"):
+        distance("lpips_vgg")
+    with pytest.raises(ValueError, match="backbone 'resnet' is unknown"):
+        LPIPS("resnet")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_lpips_is_a_differentiable_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import squeezenet1_1
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights_path("squeeze").parent.mkdir(parents=True)
+    torch.save(squeezenet1_1(weights=None).state_dict(), weights_path("squeeze"))
+    lpips = distance("lpips_squeeze")
+    a, b = torch.rand(3, 1, 8, 8, requires_grad=True), torch.rand(3, 1, 8, 8)
+    value = lpips(a, b)
+    assert value.shape == (3,) and bool((value > 0).all())
+    torch.testing.assert_close(lpips(b, b), torch.zeros(3))
+    value.sum().backward()
+    assert a.grad is not None and float(a.grad.abs().sum()) > 0
