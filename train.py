@@ -7,6 +7,7 @@ import sys
 
 # Threads that wait by spinning cost a small network four times its time on a machine that does other work as well.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's hints about unused parameters, in every process
 
 import hydra  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
@@ -25,8 +26,10 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    from solverdistill.launch import other_rank_arguments
     from solverdistill.sentences import say_and_exit
 
+    sys.argv += other_rank_arguments()
     os.environ.setdefault("SOLVERDISTILL_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then lets exceptions through, for one sentence instead of six lines
     try:

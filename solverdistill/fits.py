@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from solverdistill.families.base import Params, State
+from solverdistill.families.base import Family, Params, State
 from solverdistill.families.dode import DistilledODE
+from solverdistill.objectives import Batch
+from solverdistill.program import sample
+from solverdistill.settings import check_fields
 from solverdistill.tracing import Eager
-from solverdistill.trajectories import Trajectory
+from solverdistill.trajectories import Trajectory, rmse
+
+
+@dataclass(frozen=True)
+class GreedyFit:
+    """Settings of the closed-form fit of D-ODE solvers: in terms of training, one step on one batch of all samples.
+
+    Args:
+        samples: Samples of the training set that are used, at most.
+    """
+
+    samples: int = 1024
+    iterations: ClassVar[int] = 1
+    interval: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.samples < 1:
+            raise ValueError(f"fit.samples must be at least 1, not {self.samples}")
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step: all of them."""
+        return self.samples
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit found.
+
+    Args:
+        best: Params with the smallest error on held-out samples.
+        last: Params at the end.
+        rmse: Mean RMSE of the end points of held-out samples, with the best params.
+    """
+
+    best: Params
+    last: Params
+    rmse: float
 
 
 class _LeastSquares:
@@ -66,3 +110,35 @@ def fit_dode(
     for _ in family.roll_out(noise.to(dtype), Eager(denoiser, cond), fit):
         pass
     return {"lambdas": fit.lambdas.view(family.shape)}
+
+
+@torch.no_grad()
+def fit_greedily(
+    family: Family, denoiser: Any, batch: Batch, validation: Iterable[Batch], device: torch.device | str = "cpu"
+) -> Fitted:
+    """Fit a D-ODE solver to a batch with whole reference trajectories, and measure it on held-out samples.
+
+    Args:
+        family: A `dode_*` family.
+        denoiser: The teacher, possibly guided; on `device`.
+        batch: Samples to fit.
+        validation: Held-out samples.
+        device: Where the network runs.
+    Raises:
+        ValueError: the family has no lambdas, or the batch no trajectories.
+    """
+    if not isinstance(family, DistilledODE):
+        raise ValueError(f"fit=greedy finds the lambdas of dode solvers; {family.name} has none, take fit=gradient")
+    if batch.reference is None:
+        raise ValueError("fit=greedy needs the whole reference trajectory in `batch.reference`")
+    noise, cond, reference = batch.noise.to(device), _moved(batch.cond, device), batch.reference.to(device)
+    params = fit_dode(family, denoiser, noise, reference, cond)
+    program, errors = family.program(params), []
+    for held_out in validation:
+        end = sample(program, denoiser, held_out.noise.to(device), _moved(held_out.cond, device))
+        errors.append(rmse(end, held_out.end.to(device)))
+    return Fitted(params, params, float(torch.cat(errors).mean()))
+
+
+def _moved(cond: Any, device: torch.device | str) -> Any:
+    return None if cond is None else pytree.tree_map(lambda leaf: leaf.to(device), cond)

@@ -126,8 +126,9 @@ class SolverDistillation(LightningModule):
     def on_validation_epoch_end(self) -> None:
         errors = torch.cat(self._errors)
         error = float(errors.mean())
-        self.log("validation/rmse", error, prog_bar=True)
-        self.log("validation/rmse_median", float(errors.median()))
+        # Every process validates all held-out samples and finds the same numbers.
+        self.log("validation/rmse", error, prog_bar=True, sync_dist=True)
+        self.log("validation/rmse_median", float(errors.median()), sync_dist=True)
         if not self.trainer.sanity_checking and error < self.best_rmse:
             self.best_rmse, self.best_params = error, self.current_params()
 

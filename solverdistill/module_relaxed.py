@@ -67,9 +67,16 @@ class RelaxedDistillation(SolverDistillation):
         with torch.no_grad():
             after = self._outcome(batch._replace(noise=candidate))
         kept = accept(candidate, moved.detach(), after.loss, outcome.loss.detach())
-        self.shifts[batch.index] = (kept - batch.noise).to(self.shifts.dtype)
+        self._remember(batch.index, (kept - batch.noise).to(self.shifts.dtype))
         self.log("train/loss", outcome.loss.mean().detach(), prog_bar=True, batch_size=len(moved))
         self.log("train/moved", (kept - batch.noise).flatten(1).norm(dim=1).mean(), batch_size=len(moved))
+
+    def _remember(self, index: torch.Tensor, shift: torch.Tensor) -> None:
+        """Keep the shifts of all processes' samples in every process: the next pass deals the samples out anew."""
+        if self.trainer.world_size > 1:
+            index = self.all_gather(index).flatten()  # type: ignore[union-attr]
+            shift = self.all_gather(shift).flatten(0, 1)  # type: ignore[union-attr]
+        self.shifts[index] = shift
 
     def _outcome(self, batch: Batch) -> Outcome:
         return self.objective.outcome(self.family, self.live_params(), self.denoiser, batch)

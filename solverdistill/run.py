@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from omegaconf import DictConfig, OmegaConf
 
-from solverdistill import __version__, families
-from solverdistill.coefficients import save_solver
+from solverdistill import families
 from solverdistill.denoiser import Guided, Teacher
 from solverdistill.evaluation.final import EvaluationSettings, compare_at_the_end
-from solverdistill.families.base import Family, Params
+from solverdistill.exporting import export, make_provenance
+from solverdistill.families.base import Family
+from solverdistill.fits import Fitted, GreedyFit, fit_greedily
 from solverdistill.grids import Grid
+from solverdistill.launch import refuse_sweep_of_subprocesses
 from solverdistill.module import FitSettings, SolverDistillation
 from solverdistill.module_adversarial import AdversarialDistillation, AdversarialFit
 from solverdistill.module_published_epd import PublishedEPDDistillation
@@ -33,11 +34,12 @@ from solverdistill.targets import TargetData, TargetSettings
 from solverdistill.trajectories import Reference
 
 GROUPS = ("model", "objective", "targets", "fit", "optimizer", "trainer", "logger", "evaluation", "solver")
-FITS: dict[str, type[FitSettings]] = {
+FITS: dict[str, type[FitSettings] | type[GreedyFit]] = {
     "gradient": FitSettings,
     "published_epd": FitSettings,
     "adversarial": AdversarialFit,
     "relaxed": RelaxedFit,
+    "greedy": GreedyFit,
 }
 SCALARS = ("seed", "guidance", "ckpt_path", "run_name", "output_dir")
 
@@ -64,6 +66,7 @@ def train(config: DictConfig) -> dict[str, float]:
     check_config(config)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices and tips; the run says its own things
     warnings.filterwarnings("ignore", message="The dirpath has changed")  # a resumed run has a folder of its own
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # lightning's own use of torch
     seed_everything(config.seed, verbose=False)
     teacher: Teacher = hydra.utils.instantiate(config.model)
     denoiser = Guided(teacher, config.guidance, teacher.null_cond)
@@ -72,10 +75,13 @@ def train(config: DictConfig) -> dict[str, float]:
     targets = _plain(config.targets)
     settings = TargetSettings(**{**targets, "reference": Reference(**targets["reference"])})
     evaluation = EvaluationSettings(**_plain(config.evaluation))
-    module = make_module(config, student, denoiser, fit, teacher, settings)
+    module = None if isinstance(fit, GreedyFit) else make_module(config, student, denoiser, fit, teacher, settings)
     output = Path(config.output_dir)
     checkpoint = find_checkpoint(config.ckpt_path, output)
+    if checkpoint is not None and module is None:
+        raise ValueError("fit=greedy is done in one step and has no checkpoints; leave ckpt_path out")
     trainer = make_trainer(config, fit, output)
+    refuse_sweep_of_subprocesses(trainer, HydraConfig.initialized() and _sweeping())
     device = trainer.strategy.root_device
     denoiser.to(device)
     data = TargetData(
@@ -86,18 +92,26 @@ def train(config: DictConfig) -> dict[str, float]:
         fit.batch_size,
         fit.iterations,
         device,
-        TargetProgress(),
+        TargetProgress() if trainer.is_global_zero else None,
         student.rule,
-        getattr(module.objective, "needs_reference", False),
+        module is None or getattr(module.objective, "needs_reference", False),
     )
-    say_hello(config, teacher, student.family, settings)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    provenance = make_provenance(config, teacher, settings, module)
-    export(output, student.family, module, provenance)
-    if evaluation.enabled and trainer.is_global_zero:
-        program = student.family.program(module.best_params)
-        compare_at_the_end(evaluation, output, config.solver.name, program, teacher, denoiser, data.split("test"))
-    return {"rmse": module.best_rmse, "nfe": float(student.family.nfe), "depth": float(student.family.depth)}
+    if trainer.is_global_zero:
+        say_hello(config, teacher, student.family, settings)
+    if module is None:
+        batch = data.split("train").take(torch.arange(min(fit.batch_size, settings.train_samples)))
+        fitted = fit_greedily(student.family, denoiser, batch, data.val_dataloader(), device)
+        log_once(trainer, {"validation/rmse": fitted.rmse})
+    else:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        fitted = Fitted(module.best_params, module.current_params(), module.best_rmse)
+    test = data.split("test") if evaluation.enabled else None  # made by all processes together
+    if trainer.is_global_zero:
+        export(output, student.family, fitted, make_provenance(_plain(config), teacher, settings, fitted))
+        if test is not None:
+            program = student.family.program(fitted.best)
+            compare_at_the_end(evaluation, output, config.solver.name, program, teacher, denoiser, test)
+    return {"rmse": fitted.rmse, "nfe": float(student.family.nfe), "depth": float(student.family.depth)}
 
 
 def check_config(config: DictConfig) -> None:
@@ -127,7 +141,7 @@ def make_student(solver: DictConfig, teacher: Teacher) -> Student:
     return Student(families.build(name, rule.with_steps(steps), path, **options), rule.with_steps(steps))
 
 
-def make_fit(config: DictConfig) -> FitSettings:
+def make_fit(config: DictConfig) -> FitSettings | GreedyFit:
     """Read the fit settings of their kind."""
     options: dict[str, Any] = _plain(config.fit)
     kind = options.pop("kind", None)
@@ -192,7 +206,7 @@ def find_checkpoint(wanted: str | None, output: Path) -> str | None:
     return wanted
 
 
-def make_trainer(config: DictConfig, fit: FitSettings, output: Path) -> Trainer:
+def make_trainer(config: DictConfig, fit: FitSettings | GreedyFit, output: Path) -> Trainer:
     """Build the Lightning trainer: one epoch of `fit.iterations` batches, validated now and then."""
     callbacks: list[Callback] = [
         # After each validation; counting training steps would count optimizer steps, of which there can be several.
@@ -239,29 +253,11 @@ def make_loggers(config: DictConfig, output: Path) -> list[Logger]:
     return loggers
 
 
-def make_provenance(
-    config: DictConfig, teacher: Teacher, settings: TargetSettings, module: SolverDistillation
-) -> dict[str, Any]:
-    """Where a solver comes from, as its file says it."""
-    plain = _plain(config)
-    plain.pop("output_dir", None)
-    reference = settings.reference
-    return {
-        "teacher": {**teacher.description(), "fingerprint": teacher.fingerprint()},
-        "guidance": float(config.guidance),
-        "reference": {"solver": reference.solver, "steps": reference.steps, "grid": reference.grid},
-        "objective": plain["objective"],
-        "metrics": {"validation_rmse": module.best_rmse},
-        "config_digest": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16],
-        "version": __version__,
-    }
-
-
-def export(output: Path, family: Family, module: SolverDistillation, provenance: Mapping[str, Any]) -> None:
-    """Write solver.json (best state) and solver-last.json (last state)."""
-    states: dict[str, Params] = {"solver.json": module.best_params, "solver-last.json": module.current_params()}
-    for name, params in states.items():
-        save_solver(output / name, family.program(params), family.hyperparameters(), params, provenance)
+def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Write metrics of a fit without training steps to the training log."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=0)
+        logger.finalize("success")
 
 
 def say_hello(config: DictConfig, teacher: Teacher, family: Family, settings: TargetSettings) -> None:
@@ -272,6 +268,10 @@ def say_hello(config: DictConfig, teacher: Teacher, family: Family, settings: Ta
         f"[bold]{family.name}[/bold] for [bold]{teacher.name}[/bold]: {count} numbers, nfe {family.nfe}, "
         f"depth {family.depth}, {family.steps} steps on the {family.path.name} path; reference {reference}"
     )
+
+
+def _sweeping() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _plain(config: Any) -> Any:

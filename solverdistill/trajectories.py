@@ -62,7 +62,7 @@ def _generator_of(index: int, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed * 0x9E3779B1 % (1 << 32))
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning rebuilds batches field by field when it changes their dtype
 class Trajectory:
     """A batch of reference solutions on a fine grid, readable at any level in between.
 

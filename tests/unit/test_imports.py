@@ -19,17 +19,17 @@ LAYERS = [
     ("noise",),
     ("program",),
     ("denoiser", "tracing", "grids", "networks"),
-    ("coefficients", "cache", "ema", "perceptual", "relaxed", "adversarial", "progress", "sentences"),
+    ("coefficients", "cache", "ema", "perceptual", "relaxed", "adversarial", "progress", "sentences", "launch"),
     ("families", "teachers"),
     ("trajectories", "features"),
     ("objectives",),
     ("local", "search_loss", "fits"),
     ("targets", "module"),
     ("module_published_epd", "module_adversarial", "module_relaxed", "consumers", "importers"),
-    ("evaluation",),
+    ("evaluation", "exporting"),
     ("run",),
 ]
-TRAINING = {"module", "module_published_epd", "module_adversarial", "module_relaxed", "targets", "run", "progress"}
+TRAINING = {"module", "module_published_epd", "module_adversarial", "module_relaxed", "targets", "run", "progress", "launch"}
 ALLOWED = {"lightning": TRAINING, "hydra": {"run"}, "omegaconf": {"run"}}
 
 

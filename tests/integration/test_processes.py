@@ -1,0 +1,88 @@
+"""Several processes: the result does not depend on their number, and only one folder and one file come out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+STEPS = 50
+TINY = [
+    "trainer.accelerator=cpu",
+    "trainer.precision=64-true",
+    "trainer.enable_progress_bar=false",
+    "logger=csv",
+    "evaluation=off",
+    "objective=endpoint",
+    f"fit.iterations={STEPS}",
+    "fit.batch_size=8",
+    "fit.validations=1",
+    "targets.train_samples=64",
+    "targets.validation_samples=8",
+]
+
+
+def run(home: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SOLVERDISTILL_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, "train.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400, env=environment)
+
+
+def params(folder: Path) -> dict[str, torch.Tensor]:
+    family = json.loads((folder / "solver-last.json").read_text())["family"]
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in family["params"].items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fit", ["gradient", "adversarial", "relaxed"])
+def test_one_and_two_processes_end_at_the_same_params(fit: str, tmp_path: Path) -> None:
+    ends = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        where = [f"hydra.run.dir={folder}", "trainer=ddp", f"trainer.devices={processes}"]
+        result = run(tmp_path / "home", "model=digits_kde", "solver=gas", "solver.nfe=4", f"fit={fit}", *TINY, *where)
+        assert result.returncode == 0, result.stderr
+        ends.append(params(folder))
+    start = {name: value for name, value in ends[0].items() if float(value.abs().max()) > 0}
+    assert len(start) > 5  # the corrections, zero at the beginning, have moved
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_torchrun_writes_one_folder(tmp_path: Path) -> None:
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713")
+    where = [f"hydra.run.dir={tmp_path}/out/${{now:%f}}", "trainer=ddp", "trainer.devices=2", "fit.iterations=2"]
+    settings = [setting for setting in TINY if not setting.startswith("fit.iterations")]
+    result = run(tmp_path / "home", "model=mixture", *settings, *where, launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    folders = list((tmp_path / "out").iterdir())
+    assert len(folders) == 1 and (folders[0] / "solver.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_subprocesses_is_refused(tmp_path: Path) -> None:
+    where = [f"hydra.sweep.dir={tmp_path}/sweep", "trainer=ddp", "trainer.devices=2"]
+    result = run(tmp_path / "home", "-m", "solver=epd,gas", "model=mixture", *TINY, *where)
+    assert result.returncode == 2
+    assert result.stderr.strip().split("\n")[-1].startswith("error: a sweep (-m) with trainer=ddp would rerun")
+
+
+@pytest.mark.slow
+def test_a_submitit_sweep_trains_every_job(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    where = [f"hydra.sweep.dir={tmp_path}/sweep", "hydra/launcher=submitit_local", "fit.iterations=2"]
+    settings = [setting for setting in TINY if not setting.startswith("fit.iterations")]
+    arguments = ["-m", "solver=epd,dss", "solver.nfe=5,8", "model=mixture", *settings, *where]
+    result = run(tmp_path / "home", *arguments)
+    assert result.returncode == 0, result.stderr
+    found = sorted(path.parent.name for path in (tmp_path / "sweep").glob("*/solver.json"))
+    assert [name.rsplit("-", 1)[0] for name in found] == [
+        f"{solver}-mixture-nfe{nfe}" for solver in ("dss", "epd") for nfe in (5, 8)
+    ]
