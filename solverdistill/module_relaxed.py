@@ -58,7 +58,8 @@ class RelaxedDistillation(SolverDistillation):
         optimizer.zero_grad()
         self.manual_backward(outcome.loss.mean())
         assert moved.grad is not None
-        candidate = move(moved.detach(), moved.grad, self.rate)
+        # The published rate is for gradients of the mean over the whole batch, of which this process has a part.
+        candidate = move(moved.detach(), moved.grad / self.trainer.world_size, self.rate)
         optimizer.step()
         scheduler: Any = self.lr_schedulers()
         if scheduler is not None:

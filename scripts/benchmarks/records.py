@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from solverdistill.coefficients import write_atomically
 
@@ -94,7 +95,8 @@ def read_records(path: Path, settings: str) -> list[Record]:
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", newline="") as stream:
-        records = [Record(**{name: _parse(name, text) for name, text in line.items()}) for line in csv.DictReader(stream)]
+        lines = list(csv.DictReader(stream))
+    records = [Record(**{name: _parse(name, text) for name, text in line.items()}) for line in lines]
     for record in records:
         if record.settings != settings:
             raise ValueError(
@@ -104,7 +106,7 @@ def read_records(path: Path, settings: str) -> list[Record]:
     return records
 
 
-def _parse(name: str, text: str) -> str | int | float | None:
+def _parse(name: str, text: str) -> Any:
     if name in TEXTS:
         return text
     if name in COUNTS:

@@ -12,112 +12,26 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import hydra
 import torch
-from hydra import compose, initialize_config_dir
-from lightning import Callback, seed_everything
-from omegaconf import DictConfig, OmegaConf
+from lightning import Callback, Trainer, seed_everything
 
 from solverdistill import features
-from solverdistill.denoiser import Counted, Guided, Teacher
+from solverdistill.denoiser import Counted
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
 from solverdistill.evaluation.compare import Row, compare
-from solverdistill.run import Student, check_config, make_fit, make_module, make_student, make_trainer
-from solverdistill.targets import TargetData, Targets, TargetSettings, make_targets
-from solverdistill.trajectories import Reference, seeded_noise
+from solverdistill.families.base import Params
+from solverdistill.fits import GreedyFit, fit_greedily
+from solverdistill.run import Student, make_fit, make_module, make_trainer
+from solverdistill.targets import TargetData
 
 from .records import CLASSICAL, Record
+from .setting import Job, Setting
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-QUIET = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=csv", "evaluation=off", "run_name=benchmark")
 BATCH = 128  # samples per network call in comparisons
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one process does.
-
-    Args:
-        solver: Name of a student's configuration, or "classical" for all classical solvers.
-        nfe: Evaluations per sample.
-        model: Name of the teacher's configuration.
-        evaluations: Budget: images that the network sees forward in training.
-        test_samples: Held-out samples to compare on.
-        seed: Seed of the student.
-        overrides: Further overrides of the configuration.
-    """
-
-    solver: str
-    nfe: int
-    model: str
-    evaluations: int
-    test_samples: int
-    seed: int = 0
-    overrides: list[str] = field(default_factory=list)
-
-    @property
-    def settings(self) -> str:
-        """Everything that decides the numbers beside solver and nfe."""
-        facts = f"model={self.model} evaluations={self.evaluations} test_samples={self.test_samples} seed={self.seed}"
-        return " ".join([facts, *self.overrides])
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A configuration with the teacher and the targets that it speaks of."""
-
-    config: DictConfig
-    teacher: Teacher
-    denoiser: Counted
-    targets: TargetSettings
-
-    @classmethod
-    def of(cls, job: Job, output: str = ".") -> Setting:
-        """Compose the configuration of a job and load its teacher."""
-        solver = [] if job.solver == CLASSICAL else [f"solver={job.solver}"]
-        own = [f"model={job.model}", f"seed={job.seed}", f"targets.test_samples={job.test_samples}"]
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = compose("train", overrides=[*QUIET, f"output_dir={output}", *solver, *own, *job.overrides])
-        check_config(config)
-        teacher: Teacher = hydra.utils.instantiate(config.model)
-        options: Any = OmegaConf.to_container(config.targets, resolve=True)
-        targets = TargetSettings(**{**options, "reference": Reference(**options["reference"])})
-        return cls(config, teacher, Counted(Guided(teacher, config.guidance, teacher.null_cond)), targets)
-
-    def student(self, nfe: int) -> Student:
-        """The configured student at exactly `nfe` evaluations."""
-        self.config.solver.nfe = nfe
-        return make_student(self.config.solver, self.teacher)
-
-    def nearest(self, nfe: int) -> int | None:
-        """The nfe that the student can spend exactly and that is nearest to `nfe` from below; None for none."""
-        for wanted in range(nfe, 0, -1):
-            try:
-                return self.student(wanted).family.nfe
-            except ValueError:
-                continue
-        return None
-
-    def test(self) -> Targets:
-        """End points of the test samples."""
-        return make_targets(self.targets, "test", self.teacher, self.denoiser)
-
-    def reference_cost(self) -> int:
-        """Images evaluated for one reference trajectory, as measured on one sample."""
-        before = self.denoiser.images
-        noise, cond = seeded_noise([0], self.teacher, self.targets.seed)
-        with torch.no_grad():
-            self.targets.reference.solve(self.teacher, self.denoiser, noise, cond, self.student(self.nfe).rule)
-        return self.denoiser.images - before
-
-    @property
-    def nfe(self) -> int:
-        """The nfe of the configuration."""
-        return self.config.solver.nfe
 
 
 class TrainingEvaluations(Callback):
@@ -130,60 +44,83 @@ class TrainingEvaluations(Callback):
     def __init__(self, denoiser: Counted) -> None:
         self.denoiser, self.images, self._before = denoiser, 0, 0
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._before = self.denoiser.images
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.images += self.denoiser.images - self._before
+
+
+class Training(NamedTuple):
+    """A student trained with a budget, and what that took."""
+
+    best: Params
+    iterations: int
+    training_images: int
+    validation_images: int
+    seconds: float
 
 
 def measure_student(job: Job) -> Record:
     """Train a student with the budget of evaluations, and measure it before and after."""
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting.of(job, folder)
-        config, denoiser = setting.config, setting.denoiser
-        seed_everything(config.seed, verbose=False)
+        seed_everything(job.seed, verbose=False)
         student = setting.student(job.nfe)
-        config.fit.iterations = max(1, job.evaluations // (config.fit.batch_size * job.nfe))
-        fit = make_fit(config)
-        module = make_module(config, student, denoiser, fit, setting.teacher, setting.targets)
-        initial = student.family.program(module.current_params())
-        dense = getattr(module.objective, "needs_reference", False)
-        data = TargetData(
-            setting.targets,
-            setting.teacher,
-            denoiser,
-            student.family,
-            fit.batch_size,
-            fit.iterations,
-            rule=student.rule,
-            dense=dense,
-        )
-        data.split("train"), data.split("validation")
-        trainer = make_trainer(config, fit, Path(folder))
-        counter = TrainingEvaluations(denoiser)
-        trainer.callbacks.append(counter)  # type: ignore[attr-defined]
-        before, start = denoiser.images, time.perf_counter()
-        trainer.fit(module, datamodule=data)
-        seconds, spent = time.perf_counter() - start, denoiser.images - before
+        initial = student.family.init(job.seed)
+        training = train(setting, student, job.evaluations, Path(folder))
     megabytes = peak_megabytes()
-    final = student.family.program(module.best_params)
-    first, last = _compare(setting, [Candidate.of("initial", initial), Candidate.of("final", final)])
-    counts = setting.targets.train_samples + setting.targets.validation_samples
+    programs = {"initial": student.family.program(initial), "final": student.family.program(training.best)}
+    first, last = _compare(setting, [Candidate.of(label, program) for label, program in programs.items()])
+    targets = setting.targets.train_samples + setting.targets.validation_samples
     return Record(
         **_errors(job, "student", job.solver, last),
         initial_mean=first.rmse_mean,
         initial_median=first.rmse_median,
         initial_p95=first.rmse_p95,
         initial_frechet=first.frechet,
-        params=sum(value.numel() for value in module.best_params.values()),
-        iterations=fit.iterations,
-        teacher_evaluations=counts * setting.reference_cost(),
-        training_evaluations=counter.images,
-        validation_evaluations=spent - counter.images,
-        seconds=seconds,
+        params=sum(value.numel() for value in initial.values()),
+        iterations=training.iterations,
+        teacher_evaluations=targets * setting.reference_cost(student.rule),
+        training_evaluations=training.training_images,
+        validation_evaluations=training.validation_images,
+        seconds=training.seconds,
         megabytes=megabytes,
     )
+
+
+def train(setting: Setting, student: Student, evaluations: int, folder: Path) -> Training:
+    """Fit a student as `solverdistill.run.train` does, for as long as the budget of evaluations lasts."""
+    config, denoiser, nfe = setting.config, setting.denoiser, student.family.nfe
+    if config.fit.kind == "greedy":
+        config.fit.samples = max(1, min(evaluations // nfe, setting.targets.train_samples))
+    else:
+        config.fit.iterations = max(1, evaluations // (config.fit.batch_size * nfe))
+    fit = make_fit(config)
+    greedy = isinstance(fit, GreedyFit)
+    module = None if greedy else make_module(config, student, denoiser, fit, setting.teacher, setting.targets)
+    data = TargetData(
+        setting.targets,
+        setting.teacher,
+        denoiser,
+        student.family,
+        fit.batch_size,
+        fit.iterations,
+        rule=student.rule,
+        dense=greedy or getattr(module and module.objective, "needs_reference", False),
+    )
+    batches, train_split = data.val_dataloader(), data.split("train")
+    before, start = denoiser.images, time.perf_counter()
+    if module is None:
+        best = fit_greedily(student.family, denoiser, train_split.take(torch.arange(fit.batch_size)), batches).best
+        training = fit.batch_size * nfe
+    else:
+        trainer, counter = make_trainer(config, fit, folder), TrainingEvaluations(denoiser)
+        trainer.callbacks.append(counter)  # type: ignore[attr-defined]
+        trainer.fit(module, datamodule=data)
+        best, training = module.best_params, counter.images
+    seconds, images = time.perf_counter() - start, denoiser.images - before
+    return Training(best, fit.iterations, training, images - training, seconds)
 
 
 def measure_classical(job: Job) -> list[Record]:
