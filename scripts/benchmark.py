@@ -23,15 +23,10 @@ def overhead(arguments: argparse.Namespace) -> None:
 
 
 def families(arguments: argparse.Namespace) -> None:
-    """Every student, trained with the same budget; a mistake in the settings is told in one sentence."""
+    """Every student, trained with the same budget."""
     from benchmarks.families import run
 
-    from solverdistill.sentences import say_and_exit
-
-    try:
-        run(arguments)
-    except Exception as error:
-        say_and_exit(error)
+    run(arguments)
 
 
 def student(arguments: argparse.Namespace) -> None:
@@ -65,15 +60,19 @@ def _add_overhead(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_families(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nfe", type=int, nargs="+", default=[4, 6, 8], help="evaluations per sample (default: 4 6 8)")
+    parser.add_argument(
+        "--nfe", type=_positive, nargs="+", default=[4, 6, 8], help="evaluations per sample (default: 4 6 8)"
+    )
     parser.add_argument("--solvers", nargs="+", help="students (default: all of configs/solver)")
     parser.add_argument("--model", default="edm_digits", help="teacher, of configs/model (default: edm_digits)")
     parser.add_argument(
-        "--evaluations", type=int, default=60000, help="images that the network sees forward in training (60000)"
+        "--evaluations", type=_positive, default=60000, help="images that the network sees forward in training (60000)"
     )
-    parser.add_argument("--test-samples", type=int, default=512, help="held-out samples to compare on (default: 512)")
+    parser.add_argument(
+        "--test-samples", type=_positive, default=512, help="held-out samples to compare on (default: 512)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the students (default: 0)")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, one thread each (default: 1)")
+    parser.add_argument("--jobs", type=_positive, default=1, help="processes at a time, one thread each (default: 1)")
     parser.add_argument("--fresh", action="store_true", help="forget what a former run has finished")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every configuration")
     parser.add_argument(
@@ -82,6 +81,22 @@ def _add_families(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=families)
 
 
-if __name__ == "__main__":
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def main() -> None:
+    """Run a benchmark; a mistake in the settings is told in one sentence."""
     arguments = parse()
-    arguments.run(arguments)
+    try:
+        arguments.run(arguments)
+    except Exception as error:
+        from solverdistill.sentences import say_and_exit
+
+        say_and_exit(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -189,7 +189,7 @@ def train_classifier(steps: int, minutes: float | None) -> tuple[DigitClassifier
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--only", choices=("teacher", "classifier"), help="train one of the two")
     parser.add_argument("--steps", type=int, help="optimiser steps (default: 3400 teacher, 2000 classifier)")
     parser.add_argument("--minutes", type=float, help="end earlier, after this long, with the same decay of the rate")

@@ -116,7 +116,8 @@ class Guided(nn.Module):
         if self.scale == 1 or cond is None:
             return call(self.denoiser, x, alpha, sigma, cond)
         joined = pytree.tree_map(_join, self.null_cond(cond), cond)
-        null, conditional = self.denoiser(*(torch.cat([v, v]) for v in (x, alpha, sigma)), joined).chunk(2)
+        x, alpha, sigma = (torch.cat([v, v]) for v in (x, alpha, sigma))
+        null, conditional = self.denoiser(x, alpha, sigma, joined).chunk(2)
         return null + self.scale * (conditional - null)
 
 

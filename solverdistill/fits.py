@@ -112,6 +112,18 @@ def fit_dode(
     return {"lambdas": fit.lambdas.view(family.shape)}
 
 
+def check_greedy(family: Family, checkpoint: str | None = None) -> None:
+    """Refuse what fit=greedy cannot do, before anything is computed.
+
+    Raises:
+        ValueError: the family has no lambdas, or there is a checkpoint to resume from.
+    """
+    if not isinstance(family, DistilledODE):
+        raise ValueError(f"fit=greedy finds the lambdas of dode solvers; {family.name} has none, take fit=gradient")
+    if checkpoint is not None:
+        raise ValueError("fit=greedy is done in one step and has no checkpoints; leave ckpt_path out")
+
+
 @torch.no_grad()
 def fit_greedily(
     family: Family, denoiser: Any, batch: Batch, validation: Iterable[Batch], device: torch.device | str = "cpu"
@@ -128,9 +140,9 @@ def fit_greedily(
         ValueError: the family has no lambdas, or the batch no trajectories.
     """
     if not isinstance(family, DistilledODE):
-        raise ValueError(f"fit=greedy finds the lambdas of dode solvers; {family.name} has none, take fit=gradient")
+        raise ValueError(f"fit_greedily fits the lambdas of dode families; {family.name} has none")
     if batch.reference is None:
-        raise ValueError("fit=greedy needs the whole reference trajectory in `batch.reference`")
+        raise ValueError("fit_greedily needs the whole reference trajectory in `batch.reference`")
     noise, cond, reference = batch.noise.to(device), _moved(batch.cond, device), batch.reference.to(device)
     params = fit_dode(family, denoiser, noise, reference, cond)
     program, errors = family.program(params), []

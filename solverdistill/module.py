@@ -36,7 +36,7 @@ class FitSettings:
         gradient_clip: Largest norm of the params' gradient; null for no limit.
     """
 
-    iterations: int = 400
+    iterations: int = 300
     batch_size: int = 32
     validations: int = 10
     checkpointing: bool = False
@@ -70,6 +70,8 @@ class SolverDistillation(LightningModule):
         scheduler: Makes a learning-rate scheduler, stepped once per training step.
         seed: Seed of the initial params.
     """
+
+    denoiser: Any
 
     def __init__(
         self,

@@ -55,11 +55,11 @@ class AdversarialDistillation(SolverDistillation):
     Reference: Oganov et al., "GAS", ICLR 2026, Alg. 1.
     """
 
-    automatic_optimization = False
     fit: AdversarialFit
 
     def __init__(self, *args: Any, shape: tuple[int, ...], **options: Any) -> None:
         super().__init__(*args, **options)
+        self.automatic_optimization = False
         if not hasattr(self.objective, "outcome"):
             raise ValueError("fit=adversarial needs an objective with end points: trajectory or endpoint")
         self.discriminator = make_discriminator(self.fit.discriminator, shape, self.seed)
@@ -130,4 +130,3 @@ def make_discriminator(kind: str, shape: tuple[int, ...], seed: int) -> Discrimi
         image = (shape[0], shape[1], shape[2])
         network = paper_discriminator(image) if kind == "paper" else small_discriminator(image)
     return network
-

@@ -16,7 +16,9 @@ class PublishedEPDDistillation(SolverDistillation):
     Gradients that are not a number become 0 and infinite ones +-1e5, as in the published code.
     """
 
-    automatic_optimization = False
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.automatic_optimization = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()

@@ -36,24 +36,24 @@ class RelaxedDistillation(SolverDistillation):
     The moved noises are part of the checkpoint. See `solverdistill.relaxed` for the rule and its source.
     """
 
-    automatic_optimization = False
     fit: RelaxedFit
+    shifts: torch.Tensor
 
     def __init__(self, *args: Any, samples: int, shape: tuple[int, ...], **options: Any) -> None:
         super().__init__(*args, **options)
+        self.automatic_optimization = False
         if not hasattr(self.objective, "outcome"):
             raise ValueError("fit=relaxed needs an objective with end points: trajectory or endpoint")
         dimension = torch.Size(shape).numel()
         self.radius = prior_bound(dimension, self.family.nfe, self.fit.radius_factor)
         self.rate = shift_rate(self.family.nfe, self.fit.shift_scale)
         self.register_buffer("shifts", torch.zeros(samples, *shape))
-        self.shifts: torch.Tensor
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
-        if batch.index is None:
+        if batch.positions is None:
             raise ValueError("relaxed fitting needs batches that know the positions of their samples")
-        moved = (batch.noise + self.shifts[batch.index]).requires_grad_()
+        moved = (batch.noise + self.shifts[batch.positions]).requires_grad_()
         outcome = self._outcome(batch._replace(noise=moved))
         optimizer.zero_grad()
         self.manual_backward(outcome.loss.mean())
@@ -68,7 +68,7 @@ class RelaxedDistillation(SolverDistillation):
         with torch.no_grad():
             after = self._outcome(batch._replace(noise=candidate))
         kept = accept(candidate, moved.detach(), after.loss, outcome.loss.detach())
-        self._remember(batch.index, (kept - batch.noise).to(self.shifts.dtype))
+        self._remember(batch.positions, (kept - batch.noise).to(self.shifts.dtype))
         self.log("train/loss", outcome.loss.mean().detach(), prog_bar=True, batch_size=len(moved))
         self.log("train/moved", (kept - batch.noise).flatten(1).norm(dim=1).mean(), batch_size=len(moved))
 

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
         end: Reference end point. Shape: (batch, ...).
         cond: Condition, or None.
         reference: The whole reference trajectory, for students that learn their noise levels and for local objectives.
-        index: Positions of the samples in the training set. Shape: (batch,).
+        positions: Positions of the samples in the training set. Shape: (batch,).
     """
 
     noise: Tensor
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     end: Tensor
     cond: Any = None
     reference: ReferenceTrajectory | None = None
-    index: Tensor | None = None
+    positions: Tensor | None = None
 
     def targets_at(self, levels: Sequence[Level]) -> Tensor:
         """Reference states at the levels of the student's grid after the first. Shape: (steps, batch, ...)."""

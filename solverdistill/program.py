@@ -35,7 +35,8 @@ class Rows(NamedTuple):
         return self.A.shape[0]
 
 
-class Evaluation(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Evaluation:
     """What a `callback` of `sample` sees after each evaluation of the denoiser."""
 
     index: int

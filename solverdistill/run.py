@@ -22,7 +22,7 @@ from solverdistill.denoiser import Guided, Teacher
 from solverdistill.evaluation.final import EvaluationSettings, compare_at_the_end
 from solverdistill.exporting import export, make_provenance
 from solverdistill.families.base import Family
-from solverdistill.fits import Fitted, GreedyFit, fit_greedily
+from solverdistill.fits import Fitted, GreedyFit, check_greedy, fit_greedily
 from solverdistill.grids import Grid
 from solverdistill.launch import refuse_sweep_of_subprocesses
 from solverdistill.module import FitSettings, SolverDistillation
@@ -78,8 +78,8 @@ def train(config: DictConfig) -> dict[str, float]:
     module = None if isinstance(fit, GreedyFit) else make_module(config, student, denoiser, fit, teacher, settings)
     output = Path(config.output_dir)
     checkpoint = find_checkpoint(config.ckpt_path, output)
-    if checkpoint is not None and module is None:
-        raise ValueError("fit=greedy is done in one step and has no checkpoints; leave ckpt_path out")
+    if module is None:
+        check_greedy(student.family, checkpoint)
     trainer = make_trainer(config, fit, output)
     refuse_sweep_of_subprocesses(trainer, HydraConfig.initialized() and _sweeping())
     device = trainer.strategy.root_device
@@ -276,4 +276,3 @@ def _sweeping() -> bool:
 
 def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True)
-

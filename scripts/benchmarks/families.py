@@ -44,7 +44,11 @@ def run(arguments: argparse.Namespace) -> None:
         table.unlink(missing_ok=True)
     plan, settings = make_plan(arguments), job_of(arguments, CLASSICAL, 1).settings
     wanted = wanted_keys(plan)
-    records = read_records(table, settings)
+    try:
+        records = read_records(table, settings)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     done = {record.key for record in records}
     jobs = [job_of(arguments, solver, nfe) for solver, nfe in wanted if (solver, nfe) not in done]
     print(f"{len(jobs)} of {len(wanted)} to do ({len(wanted) - len(jobs)} done before)", flush=True)

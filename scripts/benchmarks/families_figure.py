@@ -29,7 +29,8 @@ def draw(path: Path, records: Sequence[Record]) -> None:
     figure = Figure(figsize=(8.2, 5.0), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     ax = figure.add_axes((0.1, 0.11, 0.62, 0.85))
-    for label, line, style in _lines(records):
+    lines = _lines(records)
+    for label, line, style in lines:
         ax.plot(*zip(*sorted(line), strict=True), label=label, **style)
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -42,7 +43,8 @@ def draw(path: Path, records: Sequence[Record]) -> None:
     ax.set_axisbelow(True)
     ax.tick_params(which="both", labelsize=8.5, color=FAINT, labelcolor=INK, length=3)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8.5, handlelength=2.8, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    if lines:
+        ax.legend(frameon=False, fontsize=8.5, handlelength=2.8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(path, format="png", dpi=DPI)
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from solverdistill.denoiser import Counted
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
 from solverdistill.evaluation.compare import Row, compare
 from solverdistill.families.base import Params
-from solverdistill.fits import GreedyFit, fit_greedily
+from solverdistill.fits import GreedyFit, check_greedy, fit_greedily
 from solverdistill.run import Student, make_fit, make_module, make_trainer
 from solverdistill.targets import TargetData
 
@@ -92,13 +92,17 @@ def measure_student(job: Job) -> Record:
 def train(setting: Setting, student: Student, evaluations: int, folder: Path) -> Training:
     """Fit a student as `solverdistill.run.train` does, for as long as the budget of evaluations lasts."""
     config, denoiser, nfe = setting.config, setting.denoiser, student.family.nfe
-    if config.fit.kind == "greedy":
-        config.fit.samples = max(1, min(evaluations // nfe, setting.targets.train_samples))
-    else:
-        config.fit.iterations = max(1, evaluations // (config.fit.batch_size * nfe))
     fit = make_fit(config)
-    greedy = isinstance(fit, GreedyFit)
-    module = None if greedy else make_module(config, student, denoiser, fit, setting.teacher, setting.targets)
+    if isinstance(fit, GreedyFit):
+        check_greedy(student.family)
+        fit = replace(fit, samples=max(1, min(evaluations // nfe, setting.targets.train_samples)))
+    else:
+        fit = replace(fit, iterations=max(1, evaluations // (fit.batch_size * nfe)))
+    module = (
+        None
+        if isinstance(fit, GreedyFit)
+        else make_module(config, student, denoiser, fit, setting.teacher, setting.targets)
+    )
     data = TargetData(
         setting.targets,
         setting.teacher,
@@ -107,7 +111,7 @@ def train(setting: Setting, student: Student, evaluations: int, folder: Path) ->
         fit.batch_size,
         fit.iterations,
         rule=student.rule,
-        dense=greedy or getattr(module and module.objective, "needs_reference", False),
+        dense=module is None or getattr(module.objective, "needs_reference", False),
     )
     batches, train_split = data.val_dataloader(), data.split("train")
     before, start = denoiser.images, time.perf_counter()

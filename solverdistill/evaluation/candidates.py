@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from solverdistill import families
 from solverdistill.families.base import Family
 from solverdistill.grids import Grid
-from solverdistill.noise import Flow, Path
+from solverdistill.noise import Flow, Path, float64
 from solverdistill.program import SolverProgram
 
 
@@ -124,7 +124,7 @@ def _grids(baseline: Baseline, path: Path, noise_range: tuple[float, float]) -> 
     if isinstance(path, Flow):
         # The time of a flow path is straight already; exponents made for sigma in [0.002, 80] have no meaning on it.
         yield "uniform", Grid("flow_shift", start=start, end=end)
-        if len(baseline.grids) > 1 and bool(path.half_log_snr([start, end]).isfinite().all()):
+        if len(baseline.grids) > 1 and bool(path.half_log_snr(float64([start, end])).isfinite().all()):
             yield "logsnr", Grid("logsnr", start=start, end=end)
         return
     for kind in baseline.grids:

@@ -105,6 +105,7 @@ class Features(nn.Module):
         weight = next(self.network.parameters(), images)
         images = images.to(device=weight.device, dtype=weight.dtype)
         features = extract(images) if callable(extract) and not isinstance(extract, nn.Module) else self.network(images)
+        assert isinstance(features, Tensor)
         return features.double()
 
 

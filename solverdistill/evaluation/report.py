@@ -121,7 +121,11 @@ def read_csv(path: str | os.PathLike[str]) -> list[Row]:
     kinds: dict[str, Callable[[str], Any]] = {"label": str, "kind": str, "nfe": int, "depth": int}
     with open(path, encoding="utf-8", newline="") as stream:
         lines = list(csv.DictReader(stream))
-    return [Row(**{key: kinds.get(key, float)(text) if text else None for key, text in line.items()}) for line in lines]
+
+    def parse(line: dict[str, str]) -> dict[str, Any]:
+        return {key: kinds.get(key, float)(text) if text else None for key, text in line.items()}
+
+    return [Row(**parse(line)) for line in lines]
 
 
 def write_markdown(

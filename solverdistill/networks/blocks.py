@@ -71,6 +71,8 @@ def resample(x: Tensor, filter2d: Tensor, direction: Direction, *, box: bool = F
 class Resample(nn.Module):
     """Change of resolution by two without weights; holds only the ``resample_filter`` buffer."""
 
+    resample_filter: Tensor
+
     def __init__(self, direction: Direction, taps: Sequence[float]) -> None:
         super().__init__()
         self.direction: Direction = direction
@@ -90,6 +92,8 @@ class ResampledConv2d(nn.Conv2d):
     runs without padding: the same linear map inside the image, another one at its border.
     """
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -108,13 +112,13 @@ class ResampledConv2d(nn.Conv2d):
         self.box = len(taps) == 2 and taps[0] == taps[1]
         self.register_buffer("resample_filter", separable_filter(taps))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Resample and convolve ``x``. Shape: (batch, in_channels, h, w) to (batch, out_channels, h', w')."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Resample and convolve. Shape: (batch, in_channels, h, w) to (batch, out_channels, h', w')."""
         if not self.filter_last:
-            return super().forward(resample(x, self.resample_filter, self.direction, box=self.box))
-        filter_pad = (self.resample_filter.shape[-1] - 1) // 2
+            return super().forward(resample(input, self.resample_filter, self.direction, box=self.box))
+        pad = self.kernel_size[0] // 2 + (self.resample_filter.shape[-1] - 1) // 2
         # The bias commutes with a filter of sum one that runs without padding.
-        wide = F.conv2d(x, self.weight, self.bias, padding=self.padding[0] + filter_pad)
+        wide = F.conv2d(input, self.weight, self.bias, padding=pad)
         return resample(wide, self.resample_filter, "down", pad=0)
 
 
@@ -220,6 +224,8 @@ class PositionalEmbedding(nn.Module):
 
 class FourierEmbedding(nn.Module):
     """Sines and cosines of the label at fixed random frequencies, which are part of the state."""
+
+    freqs: Tensor
 
     def __init__(self, channels: int, scale: float = 16.0) -> None:
         super().__init__()

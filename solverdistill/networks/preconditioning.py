@@ -75,6 +75,8 @@ class Preconditioned(nn.Module):
         ValueError: Unknown kind.
     """
 
+    u: Tensor
+
     def __init__(
         self,
         model: nn.Module,

@@ -190,14 +190,12 @@ class SongUNet(nn.Module):
         """Embedding of noise level and class. Shape: (batch or 1, emb_channels)."""
         emb = self.map_noise(noise_labels)
         if self.label_dim:
-            if class_labels is None:
-                class_labels = emb.new_zeros(1, self.label_dim)
-            class_labels = class_labels.to(emb.dtype)
+            labels: Tensor = emb.new_zeros(1, self.label_dim) if class_labels is None else class_labels.to(emb.dtype)
             if self.training and self.label_dropout:
                 keep = torch.rand(batch, 1, device=emb.device) >= self.label_dropout
-                class_labels = class_labels * keep
+                labels = labels * keep
             # A one-hot row has a mean square of 1/label_dim; this makes it one.
-            emb = emb + self.map_label(class_labels * math.sqrt(self.label_dim))
+            emb = emb + self.map_label(labels * math.sqrt(self.label_dim))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def _encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -235,4 +233,5 @@ class SongUNet(nn.Module):
             if self.decoder_type == "skip" or level == 0:
                 part = self.dec[f"{name}_aux_conv"](F.silu(self.dec[f"{name}_aux_norm"](x)))
                 output = part if output is None else self.dec[f"{name}_aux_up"](output) + part
+        assert output is not None  # the last level always has one
         return output

@@ -48,7 +48,7 @@ def digit_split() -> tuple[Tensor, Tensor]:
 
 def weights_file(name: str) -> Path:
     """Path of a weights file that the package ships."""
-    return Path(str(resources.files("solverdistill").joinpath("teachers", "weights", name)))
+    return Path(str(resources.files("solverdistill") / "teachers" / "weights" / name))
 
 
 def edm_digits() -> EDMTeacher:

@@ -29,6 +29,11 @@ class Mixture(Teacher):
         noise_range: Largest and smallest noise level, in the path's own unit.
     """
 
+    means: Tensor
+    weights: Tensor
+    stds: Tensor
+    labels: Tensor | None
+
     def __init__(
         self,
         means: Tensor | Sequence[Any],

@@ -15,9 +15,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from solverdistill import load_solver, read_solver, sample
+from solverdistill import families, load_solver, read_solver, sample
+from solverdistill.fits import fit_dode
 from solverdistill.module import SolverDistillation
 from solverdistill.run import train
+from solverdistill.teachers.mixture import toy_mixture
+from solverdistill.trajectories import SPLITS, Reference, rmse, seeded_noise
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -76,6 +79,30 @@ def test_every_experiment_runs_two_steps(experiment: str, tmp_path: Path) -> Non
     train(composed(tmp_path / "run", f"experiment={experiment}", f"model={model}", tiny=GREEDY if greedy else TINY))
     assert {"solver.json", "solver-last.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
     assert "validation/rmse" in (tmp_path / "run" / "training" / "metrics.csv").read_text()
+
+
+def test_the_greedy_fit_is_the_closed_form_on_the_training_samples(tmp_path: Path) -> None:
+    overrides = ["solver=dode_ipndm", "fit=greedy", "model=mixture", "targets.train_samples=70", "fit.samples=64"]
+    result = train(composed(tmp_path / "run", *overrides, "targets.validation_samples=64", tiny=GREEDY))
+    read = read_solver(tmp_path / "run" / "solver.json")
+    family, teacher = families.build(**{k: v for k, v in read.family.items() if k != "params"}), toy_mixture()
+    noise, _ = seeded_noise(range(64), teacher)
+    expected = fit_dode(family, teacher, noise, Reference().solve(teacher, teacher, noise))["lambdas"]
+    torch.testing.assert_close(read.params["lambdas"], expected, rtol=1e-3, atol=1e-4)
+    held_out, _ = seeded_noise(range(SPLITS["validation"], SPLITS["validation"] + 64), teacher)
+    end = Reference().solve(teacher, teacher, held_out).end()
+    classical, fitted = (sample(family.program({"lambdas": v}), teacher, held_out) for v in (0 * expected, expected))
+    assert result["rmse"] == pytest.approx(float(rmse(fitted, end).mean()), rel=1e-3)
+    assert result["rmse"] < 0.8 * float(rmse(classical, end).mean())
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [("solver=dss", "dss has none, take fit=gradient"), (f"ckpt_path={CONFIGS}/train.yaml", "has no checkpoints")],
+)
+def test_the_greedy_fit_says_what_it_cannot_do(override: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        train(composed(tmp_path / "run", "solver=dode_ddim", "model=mixture", "fit=greedy", override, tiny=GREEDY))
 
 
 @pytest.mark.parametrize("objective", names("objective"))

@@ -29,7 +29,8 @@ LAYERS = [
     ("evaluation", "exporting"),
     ("run",),
 ]
-TRAINING = {"module", "module_published_epd", "module_adversarial", "module_relaxed", "targets", "run", "progress", "launch"}
+MODULES = {"module", "module_published_epd", "module_adversarial", "module_relaxed"}
+TRAINING = MODULES | {"targets", "run", "progress", "launch"}
 ALLOWED = {"lightning": TRAINING, "hydra": {"run"}, "omegaconf": {"run"}}
 
 

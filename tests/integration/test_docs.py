@@ -1,0 +1,99 @@
+"""What the documentation shows works: its code is taken from the pages and executed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from solverdistill import Grid, families, read_solver, save_solver
+
+ROOT = Path(__file__).parents[2]
+TWO_STEPS = ["logger=csv", "evaluation=off", "fit.iterations=2", "fit.batch_size=2", "fit.validations=1", "trainer=cpu"]
+FEW_SAMPLES = ["targets.train_samples=4", "targets.validation_samples=2", "targets.cache=null"]
+
+
+def fences(page: str, language: str) -> list[str]:
+    """Code blocks of a language, in the order of the page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository to which the family of the page was added as the page says."""
+    folder = tmp_path_factory.mktemp("repository")
+    for part in ("solverdistill", "configs", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "goldens"))
+    for part in ("train.py", "pyproject.toml"):
+        shutil.copy(ROOT / part, folder)
+    family, roster_line, _ = fences("docs/adding-a-family.md", "python")
+    (folder / "solverdistill" / "families" / "two_point.py").write_text(family, encoding="utf-8")
+    (config,) = fences("docs/adding-a-family.md", "yaml")
+    (folder / "configs" / "solver" / "two_point.yaml").write_text(config, encoding="utf-8")
+    roster = folder / "solverdistill" / "families" / "__init__.py"
+    text, added = re.subn(r"(for cls in \([^()]*)\)", r"\1, TwoPoint)", roster.read_text(encoding="utf-8"))
+    assert added == 1
+    roster.write_text(text.replace("\nfrom solverdistill.grids", f"\n{roster_line}from solverdistill.grids"))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_family_of_the_page_builds_traces_exports_and_loads(repository: Path) -> None:
+    run([sys.executable, "-c", fences("docs/adding-a-family.md", "python")[-1]], repository)
+    assert read_solver(repository / "two_point.json").program.nfe == 6
+
+
+@pytest.mark.slow
+def test_the_family_of_the_page_trains(repository: Path) -> None:
+    output = f"hydra.run.dir={repository}/run"
+    commands = [line.split() for line in fences("docs/adding-a-family.md", "sh")[0].splitlines()]
+    assert commands[0][:2] == ["python", "train.py"]
+    run([sys.executable, *commands[0][1:], output, *TWO_STEPS, *FEW_SAMPLES], repository)
+    read = read_solver(repository / "run" / "solver-last.json")
+    assert read.family["name"] == "two_point"
+    assert read.params["position"].shape == (3,) and bool((read.params["position"] != 0).all())
+
+
+@pytest.mark.slow
+def test_the_family_of_the_page_passes_the_roster_tests(repository: Path) -> None:
+    commands = [line.split() for line in fences("docs/adding-a-family.md", "sh")[0].splitlines()]
+    assert commands[1][:3] == ["python", "-m", "pytest"]
+    said = run([sys.executable, *commands[1][1:], "-p", "no:cacheprovider"], repository)
+    passed = re.search(r"(\d+) passed", said)
+    assert passed is not None and int(passed[1]) > 30, said
+
+
+def test_the_readme_plays_a_solver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = next(block for block in fences("README.md", "python") if "load_solver" in block)
+    family = families.build("epd", Grid("polynomial", steps=2))
+    params = family.init(0)
+    monkeypatch.chdir(tmp_path)
+    save_solver("solver.json", family.program(params), family.hyperparameters(), params)
+    names = {"denoiser": lambda x, alpha, sigma: x * (alpha / (alpha**2 + sigma**2)).view(-1, 1, 1, 1)}
+    exec(compile(block, "README.md", "exec"), names)
+    images = names["images"]
+    assert isinstance(images, torch.Tensor) and images.shape == (16, 3, 32, 32) and bool(images.isfinite().all())
+
+
+def test_the_readme_works_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = next(block for block in fences("README.md", "python") if "families.build" in block)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    states = names["states"]
+    assert isinstance(states, torch.Tensor) and states.shape == (3, 16, 6)
+    program = read_solver("solver.json").program
+    assert f"# {program.nfe} {program.depth}\n" in block  # the numbers that the page shows
