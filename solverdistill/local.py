@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from solverdistill.families.base import Family, Params
 from solverdistill.families.bespoke import Bespoke
-from solverdistill.objectives import Batch
+from solverdistill.objectives import Batch, distance
 from solverdistill.program import SolverProgram, sample
 from solverdistill.settings import check_fields
 
@@ -46,6 +47,41 @@ def side_by_side(programs: Sequence[SolverProgram]) -> SolverProgram:
         stages=tuple(map(tuple, stages)),
         level=level,
     )
+
+
+@dataclass(frozen=True)
+class LocalTruncation:
+    """Teacher forcing: every step starts from the reference state and is compared with the next one.
+
+    loss = mean over samples of sum_i distance(step_i(x_i), x_{i+1}), x_i the reference at grid point i. All steps run
+    as one batch, so the roll-out is neither played nor differentiated. For students without history; AMED-Solver and
+    D-ODE's relatives are trained this way.
+
+    Args:
+        distance: As of `objectives.Trajectory`.
+    """
+
+    distance: str = "mse"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        _ = self.measure
+
+    @cached_property
+    def measure(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The distance itself."""
+        return distance(self.distance)
+
+    def __call__(self, family: Family, params: Params, denoiser: Any, batch: Batch) -> Tensor:
+        """The loss of a batch: a scalar, differentiable in the params."""
+        programs = [family.step_program(i, params) for i in range(family.steps)]
+        if any(program.inputs > 1 or len(program.readouts) > 1 for program in programs):
+            raise ValueError(f"teacher forcing needs a student without history, and {family.name} has one")
+        targets = batch.targets_at(family.prepared_levels(params)[1:])[: family.steps]
+        start = batch.noise * family.start_scale(params).to(batch.noise)
+        states = [start, *targets[:-1]]
+        ends = sample(side_by_side(programs), denoiser, states, batch.cond, readouts=True)
+        return torch.stack([self.measure(end, target) for end, target in zip(ends, targets, strict=True)]).sum(0).mean()
 
 
 @dataclass(frozen=True)

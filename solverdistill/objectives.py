@@ -192,7 +192,7 @@ class PublishedEPD:
     def steps(self, family: Family, params: Callable[[], Params], denoiser: Any, batch: Batch) -> Iterator[StepLoss]:
         """Yield the loss of each step; `params` is read anew at every step, so updates in between take effect."""
         only_last = not self.latent and family.name == "epd" and family.steps < self.gate_steps
-        state = batch.noise * family.initial_scale(None)
+        state = batch.noise * family.start_scale(params()).to(batch.noise)
         history: tuple[Tensor, ...] = ()
         for i in range(family.steps):
             program = family.step_program(i, params())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -46,10 +47,10 @@ SCALARS = ("seed", "guidance", "ckpt_path", "run_name", "output_dir")
 
 @dataclass(frozen=True)
 class Student:
-    """A family and the grid rule that it was built from."""
+    """A family and the grid rule that it was built from, None where its levels were listed."""
 
     family: Family
-    rule: Grid
+    rule: Grid | None
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -126,19 +127,39 @@ def check_config(config: DictConfig) -> None:
 
 
 def make_student(solver: DictConfig, teacher: Teacher) -> Student:
-    """Build the family of a solver config at exactly its nfe, on the teacher's path and noise range."""
+    """Build the family of a solver config at exactly its nfe, on the teacher's path.
+
+    `solver.grid` is a rule, whose ends are the teacher's noise range unless stated, or a list of noise levels (on the
+    command line `~solver.grid '+solver.grid=[80.0,1.5,0.002]'`: hydra puts no list in the place of a rule).
+    """
     options: dict[str, Any] = _plain(solver)
     name, nfe, grid, path = (options.pop(key, None) for key in ("name", "nfe", "grid", "path"))
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise TypeError(f"solver.nfe must be an integer of at least 1, not {nfe!r}")
+    path = teacher.path if path is None else path
+    if isinstance(grid, list):
+        return Student(_family_on(grid, name, nfe, path, options), None)
     start, end = teacher.noise_range
     try:
         rule = Grid(**{"start": start, "end": end, **(grid or {})})
     except TypeError as error:
         raise ValueError(f"solver.grid cannot be used: {error}") from None
-    path = teacher.path if path is None else path
     steps = families.steps_for_nfe(name, nfe, rule, path, **options)
     return Student(families.build(name, rule.with_steps(steps), path, **options), rule.with_steps(steps))
+
+
+def _family_on(levels: list[Any], name: str, nfe: int, path: Any, options: dict[str, Any]) -> Family:
+    """The family on listed noise levels, whose number must be that of its nfe."""
+    for level in levels:
+        if isinstance(level, bool) or not isinstance(level, (int, float)):
+            raise TypeError(f"solver.grid must be a rule or a list of noise levels, which {level!r} is not")
+    family = families.build(name, levels, path, **options)
+    if family.nfe != nfe:
+        raise ValueError(
+            f"solver.grid lists {len(levels)} noise levels, on which {name} spends {family.nfe} evaluations and not "
+            f"solver.nfe={nfe}; set solver.nfe={family.nfe} or list another number of levels"
+        )
+    return family
 
 
 def make_fit(config: DictConfig) -> FitSettings | GreedyFit:
@@ -240,6 +261,8 @@ def make_loggers(config: DictConfig, output: Path) -> list[Logger]:
     if mode != "off":
         from lightning.pytorch.loggers import WandbLogger
 
+        if mode == "offline":
+            os.environ.setdefault("WANDB_SILENT", "true")
         loggers.append(
             WandbLogger(
                 name=config.run_name,

@@ -121,6 +121,10 @@ class Family(ABC):
         levels = self.levels(self._prepare(params))
         return [*levels, make_level(1.0, 0.0)] if self.denoise_to_zero else levels
 
+    def start_scale(self, params: Params | None = None) -> Tensor:
+        """Factor that turns unit noise into the state at the first grid point."""
+        return self.initial_scale(self._prepare(params))
+
     @abstractmethod
     def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Any) -> tuple[State, History]:
         """Advance the state from grid point i to i + 1."""

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from solverdistill import Grid, families
+from solverdistill.denoiser import Counted
+from solverdistill.features import feature_network, inception_weights_path
+from solverdistill.local import LocalTruncation
 from solverdistill.objectives import Batch, Trajectory, distance, endpoint, feature_mse
 from solverdistill.perceptual import LPIPS, weights_path
 from solverdistill.program import sample
@@ -80,3 +83,43 @@ def test_lpips_is_a_differentiable_distance(tmp_path: Path, monkeypatch: pytest.
     torch.testing.assert_close(lpips(b, b), torch.zeros(3))
     value.sum().backward()
     assert a.grad is not None and float(a.grad.abs().sum()) > 0
+
+
+def test_teacher_forcing_is_the_sum_of_single_steps() -> None:
+    data, teacher, params = batch(), toy_mixture(), FAMILY.init(0)
+    loss = LocalTruncation()(FAMILY, params, teacher, data)
+    states, expected = [data.noise * 80.0, *data.targets], torch.zeros((), dtype=torch.float64)
+    for i in range(FAMILY.steps):
+        end, _ = FAMILY.solve_step(i, states[i], (), teacher, params)
+        expected = expected + (end - states[i + 1]).pow(2).mean()
+    torch.testing.assert_close(loss, expected)
+    counted = Counted(teacher)
+    LocalTruncation()(FAMILY, params, counted, data)
+    assert (counted.calls, counted.images) == (2, 5 * FAMILY.nfe)
+    plugin = families.build("epd_ipndm", Grid("polynomial", 3))
+    with pytest.raises(ValueError, match="needs a student without history"):
+        LocalTruncation()(plugin, plugin.init(0), teacher, data)
+
+
+def test_inception_says_which_file_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"inception_v3_google-0cc3c7bd.pth \(104 MB\): download https://"):
+        feature_network("inception")
+    with pytest.raises(ValueError, match="feature extractor 'clip' is unknown"):
+        feature_network("clip")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_inception_features_are_differentiable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import inception_v3
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    inception_weights_path().parent.mkdir(parents=True)
+    torch.save(inception_v3(weights=None, init_weights=False).state_dict(), inception_weights_path())
+    network = feature_network("inception")
+    image = torch.rand(1, 1, 8, 8, requires_grad=True)
+    value = network(image)
+    assert value.shape == (1, 2048)
+    value.sum().backward()
+    assert image.grad is not None and float(image.grad.abs().sum()) > 0
