@@ -18,7 +18,7 @@ from solverdistill.program import sample
 from solverdistill.settings import check_fields
 from solverdistill.trajectories import rmse
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 
 
@@ -65,7 +65,7 @@ class SolverDistillation(LightningModule):
         family: The student.
         denoiser: The frozen, possibly guided teacher.
         objective: Loss of (family, params, denoiser, batch).
-        optimizer: Makes the optimizer from the params.
+        optimizer: Makes the optimizer from (name, param) pairs.
         fit: Length, averaging, clipping.
         scheduler: Makes a learning-rate scheduler, stepped once per training step.
         seed: Seed of the initial params.
@@ -128,14 +128,14 @@ class SolverDistillation(LightningModule):
     def on_validation_epoch_end(self) -> None:
         errors = torch.cat(self._errors)
         error = float(errors.mean())
+        if error < self.best_rmse:  # the initial state, which the sanity check sees, is a candidate too
+            self.best_rmse, self.best_params = error, self.current_params()
         # Every process validates all held-out samples and finds the same numbers.
         self.log("validation/rmse", error, prog_bar=True, sync_dist=True)
         self.log("validation/rmse_median", float(errors.median()), sync_dist=True)
-        if not self.trainer.sanity_checking and error < self.best_rmse:
-            self.best_rmse, self.best_params = error, self.current_params()
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(self.params.parameters())
+        optimizer = self.make_optimizer(self.params.items())
         if self.make_scheduler is None:
             return optimizer
         return {

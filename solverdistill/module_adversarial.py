@@ -106,7 +106,7 @@ class AdversarialDistillation(SolverDistillation):
         return schedulers if isinstance(schedulers, list) else [schedulers]
 
     def configure_optimizers(self) -> Any:
-        student = self.make_optimizer(self.params.parameters())
+        student = self.make_optimizer(self.params.items())
         critic = torch.optim.Adam(self.discriminator.parameters(), lr=self.fit.discriminator_lr)
         schedulers = [] if self.make_scheduler is None else [self.make_scheduler(student)]
         return [student, critic], schedulers

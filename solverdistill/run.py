@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from solverdistill.families.base import Family
 from solverdistill.fits import Fitted, GreedyFit, check_greedy, fit_greedily
 from solverdistill.grids import Grid
 from solverdistill.launch import refuse_sweep_of_subprocesses
-from solverdistill.module import FitSettings, SolverDistillation
+from solverdistill.module import FitSettings, OptimizerFactory, SolverDistillation
 from solverdistill.module_adversarial import AdversarialDistillation, AdversarialFit
 from solverdistill.module_published_epd import PublishedEPDDistillation
 from solverdistill.module_relaxed import RelaxedDistillation, RelaxedFit
@@ -182,11 +184,8 @@ def make_module(
     """Build the Lightning module with its objective, optimizer and schedule."""
     options: dict[str, Any] = _plain(config.optimizer)
     cosine, final = options.pop("cosine", False), options.pop("final_lr", 0.0)
-    optimizer = hydra.utils.instantiate(options)
-    try:
-        optimizer([torch.nn.Parameter(torch.zeros(1))])
-    except TypeError as error:
-        raise ValueError(f"optimizer of the configuration cannot be made: {error}") from None
+    optimizer = make_optimizer(options)
+    optimizer([("check", torch.nn.Parameter(torch.zeros(1)))])
 
     def schedule(optimizer: torch.optim.Optimizer) -> Any:
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, fit.iterations, eta_min=final)
@@ -207,6 +206,28 @@ def make_module(
     if config.fit.kind == "published_epd":
         return PublishedEPDDistillation(**arguments)
     return SolverDistillation(**arguments)
+
+
+def make_optimizer(options: dict[str, Any]) -> OptimizerFactory:
+    """Build the optimizer's factory; `lr_of` maps patterns of param names to learning rates of their own.
+
+    Raises:
+        ValueError: the optimizer does not take one of the options.
+    """
+    rates: dict[str, float] = options.pop("lr_of", None) or {}
+    make = hydra.utils.instantiate(options)
+
+    def build(named: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = []
+        for name, value in named:
+            own = [rate for pattern, rate in rates.items() if fnmatch(name, pattern)]
+            groups.append({"params": [value], **({"lr": own[0]} if own else {})})
+        try:
+            return make(groups)
+        except TypeError as error:
+            raise ValueError(f"optimizer of the configuration cannot be made: {error}") from None
+
+    return build
 
 
 def find_checkpoint(wanted: str | None, output: Path) -> str | None:
@@ -241,7 +262,7 @@ def make_trainer(config: DictConfig, fit: FitSettings | GreedyFit, output: Path)
         config.trainer,
         max_epochs=1,
         val_check_interval=fit.interval,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=-1,
         log_every_n_steps=1,
         enable_model_summary=False,
         logger=make_loggers(config, output),

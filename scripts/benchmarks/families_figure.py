@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from solverdistill.evaluation.figures import COLOURS, DPI, FAINT, INK
+from solverdistill.evaluation.figures import COLOURS, DPI, FAINT, INK, STUDENT
 
 from .records import CLASSICAL, Record
 
@@ -66,8 +66,9 @@ def _lines(records: Sequence[Record]) -> list[tuple[str, list[tuple[int, float]]
 
 
 def _style(name: str, names: Sequence[str]) -> dict[str, Any]:
-    """The paper's colour and a marker of its own."""
-    paper = next((i for i, paper in enumerate(PAPERS) if name.startswith(paper)), len(PAPERS) - 1)
-    siblings = [other for other in names if other.startswith(PAPERS[paper])]
-    marker = MARKERS[siblings.index(name) % len(MARKERS)] if name in siblings else "*"
-    return {"color": COLOURS[paper], "linewidth": 1.4, "marker": marker, "markersize": 5, "markeredgecolor": "white"}
+    """The paper's colour and a marker of its own; a student of no listed paper is red."""
+    paper = next((paper for paper in PAPERS if name.startswith(paper)), None)
+    colour = STUDENT if paper is None else COLOURS[PAPERS.index(paper)]
+    siblings = [other for other in names if paper and other.startswith(paper)]
+    marker = MARKERS[siblings.index(name) % len(MARKERS)] if siblings else "h"
+    return {"color": colour, "linewidth": 1.4, "marker": marker, "markersize": 6, "markeredgecolor": "white"}

@@ -96,7 +96,7 @@ class Setting:
         """End points of the test samples."""
         return make_targets(self.targets, "test", self.teacher, self.denoiser)
 
-    def reference_cost(self, rule: Grid) -> int:
+    def reference_cost(self, rule: Grid | None) -> int:
         """Images evaluated for one reference trajectory, as measured on one sample."""
         before = self.denoiser.images
         noise, cond = seeded_noise([0], self.teacher, self.targets.seed)

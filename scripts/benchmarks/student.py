@@ -98,11 +98,9 @@ def train(setting: Setting, student: Student, evaluations: int, folder: Path) ->
         fit = replace(fit, samples=max(1, min(evaluations // nfe, setting.targets.train_samples)))
     else:
         fit = replace(fit, iterations=max(1, evaluations // (fit.batch_size * nfe)))
-    module = (
-        None
-        if isinstance(fit, GreedyFit)
-        else make_module(config, student, denoiser, fit, setting.teacher, setting.targets)
-    )
+    module = None
+    if not isinstance(fit, GreedyFit):
+        module = make_module(config, student, denoiser, fit, setting.teacher, setting.targets)
     data = TargetData(
         setting.targets,
         setting.teacher,

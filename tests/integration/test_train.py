@@ -18,7 +18,7 @@ from omegaconf import DictConfig, open_dict
 from solverdistill import families, load_solver, read_solver, sample
 from solverdistill.fits import fit_dode
 from solverdistill.module import SolverDistillation
-from solverdistill.run import train
+from solverdistill.run import make_optimizer, train
 from solverdistill.teachers.mixture import toy_mixture
 from solverdistill.trajectories import SPLITS, Reference, rmse, seeded_noise
 
@@ -144,6 +144,30 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one(
         whole = read_solver(tmp_path / "whole" / file).params
         resumed = read_solver(tmp_path / "killed" / "second" / file).params
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), file
+
+
+def test_the_initial_state_is_a_candidate(tmp_path: Path) -> None:
+    """A learning rate that spoils the student leaves the start as the best state."""
+    overrides = ["model=mixture", "solver=dode_ddim", "optimizer.lr=1000", "optimizer.cosine=false"]
+    train(composed(tmp_path / "run", *overrides))
+    files = (tmp_path / "run" / name for name in ("solver.json", "solver-last.json"))
+    best, last = (read_solver(file).params["lambdas"] for file in files)
+    assert bool((best == 0).all()) and bool((last != 0).any())
+
+
+def test_params_can_have_learning_rates_of_their_own() -> None:
+    make = make_optimizer(
+        {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.5, "lr_of": {"c*_diff": 0.25, "mu_logit": 2.0}}
+    )
+    named = {name: torch.nn.Parameter(torch.zeros(2)) for name in ("mu_logit", "c1_diff", "a1_diff")}
+    optimizer = make(named.items())
+    sum(value.sum() for value in named.values()).backward()
+    optimizer.step()
+    assert {name: float(value.detach()[0]) for name, value in named.items()} == {
+        "mu_logit": -2.0,
+        "c1_diff": -0.25,
+        "a1_diff": -0.5,
+    }
 
 
 def test_checkpoint_leaves_the_teacher_out(tmp_path: Path) -> None:

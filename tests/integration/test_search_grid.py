@@ -1,0 +1,57 @@
+"""scripts/search_grid.py as users run it: what it prints is a grid that train.py takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from solverdistill.search import search_grid
+from solverdistill.teachers.mixture import toy_mixture
+from solverdistill.trajectories import Reference
+
+ROOT = Path(__file__).parents[2]
+FEW = ["model=mixture", "trainer=cpu"]
+SEARCH = ["+search.steps=3", "+search.samples=6", "+search.reference.steps=15"]
+
+
+def run(folder: Path, script: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {
+        **os.environ,
+        "SOLVERDISTILL_HOME": str(folder / "home"),
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(script), *FEW, *overrides]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("method", ["gits", "oss"])
+def test_printed_list_is_the_grid(tmp_path: Path, method: str) -> None:
+    result = run(tmp_path, ROOT / "scripts" / "search_grid.py", *SEARCH, f"+search.method={method}")
+    assert result.returncode == 0, result.stderr
+    found = search_grid(method, toy_mixture(), toy_mixture(), 3, reference=Reference(steps=15), samples=6)
+    printed = result.stdout.strip()
+    assert printed == f"[{','.join(map(repr, found.levels))}]"
+    assert result.stderr.strip().splitlines()[-1].endswith(f"{found.evaluations} evaluations of the teacher")
+    assert not any(tmp_path.iterdir())
+    if method == "gits":
+        tiny = ["logger=csv", "evaluation=off", "fit.iterations=1", "fit.batch_size=2", "fit.validations=1"]
+        tiny += [f"targets.{split}_samples=2" for split in ("train", "validation", "test")]
+        tiny += ["output_dir=run", "trainer.enable_progress_bar=false"]
+        trained = run(
+            tmp_path, ROOT / "train.py", *tiny, "solver=dss", "solver.nfe=3", "~solver.grid", f"+solver.grid={printed}"
+        )
+        assert trained.returncode == 0, trained.stderr
+        assert (tmp_path / "run" / "solver.json").is_file()
+
+
+def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+    result = run(tmp_path, ROOT / "scripts" / "search_grid.py", *SEARCH, "+search.method=oss", "+search.gamma=1.1")
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: search method 'oss' has no setting 'gamma'; it has: combine"
+    assert result.stdout == ""
