@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -16,8 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from solverdistill import families
@@ -33,6 +31,7 @@ from solverdistill.module_adversarial import AdversarialDistillation, Adversaria
 from solverdistill.module_published_epd import PublishedEPDDistillation
 from solverdistill.module_relaxed import RelaxedDistillation, RelaxedFit
 from solverdistill.progress import TargetProgress, console, progress_bar
+from solverdistill.recording import find_checkpoint, last_checkpoint, log_once, make_loggers
 from solverdistill.targets import TargetData, TargetSettings
 from solverdistill.trajectories import Reference
 
@@ -230,32 +229,9 @@ def make_optimizer(options: dict[str, Any]) -> OptimizerFactory:
     return build
 
 
-def find_checkpoint(wanted: str | None, output: Path) -> str | None:
-    """Resolve `ckpt_path`; `last` is the newest checkpoint among the sibling folders of this run.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if wanted is None:
-        return None
-    if wanted == "last":
-        found = sorted(output.parent.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise FileNotFoundError(f"ckpt_path=last: no run in {output.parent} has a checkpoint yet")
-        return str(found[-1])
-    if not Path(wanted).is_file():
-        raise FileNotFoundError(f"checkpoint {wanted} (ckpt_path) does not exist")
-    return wanted
-
-
 def make_trainer(config: DictConfig, fit: FitSettings | GreedyFit, output: Path) -> Trainer:
     """Build the Lightning trainer: one epoch of `fit.iterations` batches, validated now and then."""
-    callbacks: list[Callback] = [
-        # After each validation; counting training steps would count optimizer steps, of which there can be several.
-        ModelCheckpoint(
-            output / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=False
-        )
-    ]
+    callbacks: list[Callback] = [last_checkpoint(output)]
     if config.trainer.get("enable_progress_bar", True):
         callbacks.append(progress_bar())
     trainer: Trainer = hydra.utils.instantiate(
@@ -265,43 +241,12 @@ def make_trainer(config: DictConfig, fit: FitSettings | GreedyFit, output: Path)
         num_sanity_val_steps=-1,
         log_every_n_steps=1,
         enable_model_summary=False,
-        logger=make_loggers(config, output),
+        logger=make_loggers(_plain(config.logger), config.run_name, output, _plain(config)),
         callbacks=callbacks,
         default_root_dir=str(output),
         use_distributed_sampler=False,
     )
     return trainer
-
-
-def make_loggers(config: DictConfig, output: Path) -> list[Logger]:
-    """csv always; wandb offline, online or off."""
-    loggers: list[Logger] = [CSVLogger(output, name="", version="training")]
-    mode = config.logger.wandb
-    if mode not in ("off", "offline", "online"):
-        raise ValueError(f"logger.wandb must be off, offline or online, not {mode!r}")
-    if mode != "off":
-        from lightning.pytorch.loggers import WandbLogger
-
-        if mode == "offline":
-            os.environ.setdefault("WANDB_SILENT", "true")
-        loggers.append(
-            WandbLogger(
-                name=config.run_name,
-                project=config.logger.project,
-                save_dir=str(output),
-                offline=mode == "offline",
-                config=_plain(config),
-                settings={"silent": True, "console": "off"} if mode == "offline" else None,
-            )
-        )
-    return loggers
-
-
-def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:
-    """Write metrics of a fit without training steps to the training log."""
-    for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=0)
-        logger.finalize("success")
 
 
 def say_hello(config: DictConfig, teacher: Teacher, family: Family, settings: TargetSettings) -> None:

@@ -1,0 +1,77 @@
+"""What a run keeps while it trains: checkpoints and logs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+
+def last_checkpoint(output: Path) -> ModelCheckpoint:
+    """Keep checkpoints/last.ckpt, written after each validation.
+
+    Counting training steps would count optimizer steps, of which there can be several.
+    """
+    folder = output / "checkpoints"
+    return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=False)
+
+
+def find_checkpoint(wanted: str | None, output: Path) -> str | None:
+    """Resolve `ckpt_path`; `last` is the newest checkpoint among the sibling folders of this run.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if wanted is None:
+        return None
+    if wanted == "last":
+        found = sorted(output.parent.glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise FileNotFoundError(f"ckpt_path=last: no run in {output.parent} has a checkpoint yet")
+        return str(found[-1])
+    if not Path(wanted).is_file():
+        raise FileNotFoundError(f"checkpoint {wanted} (ckpt_path) does not exist")
+    return wanted
+
+
+def make_loggers(options: Mapping[str, Any], run_name: str, output: Path, config: Any) -> list[Logger]:
+    """Loggers of a run: csv always; wandb offline, online or off.
+
+    Args:
+        options: `wandb` (off, offline or online) and `project`.
+        run_name: Name of the run at wandb.
+        output: Folder of the run.
+        config: The whole configuration, kept by wandb.
+    """
+    loggers: list[Logger] = [CSVLogger(output, name="", version="training")]
+    mode = options["wandb"]
+    if mode not in ("off", "offline", "online"):
+        raise ValueError(f"logger.wandb must be off, offline or online, not {mode!r}")
+    if mode != "off":
+        from lightning.pytorch.loggers import WandbLogger
+
+        if mode == "offline":
+            os.environ.setdefault("WANDB_SILENT", "true")
+        loggers.append(
+            WandbLogger(
+                name=run_name,
+                project=options["project"],
+                save_dir=str(output),
+                offline=mode == "offline",
+                config=config,
+                settings={"silent": True, "console": "off"} if mode == "offline" else None,
+            )
+        )
+    return loggers
+
+
+def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Write metrics of a fit without training steps to the training log."""
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=0)
+        logger.finalize("success")
