@@ -35,6 +35,15 @@ class Rows(NamedTuple):
         return self.A.shape[0]
 
 
+class Coefficients(NamedTuple):
+    """The numbers of a table: told levels of shape (K,), A of shape (K + R, I) and B of shape (K + R, K)."""
+
+    alpha: Tensor
+    sigma: Tensor
+    A: Tensor
+    B: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """What a `callback` of `sample` sees after each evaluation of the denoiser."""
@@ -95,6 +104,11 @@ class SolverProgram:
         return self.A.shape[1]
 
     @property
+    def coefficients(self) -> Coefficients:
+        """Everything that the states depend on, apart from the inputs and the denoiser."""
+        return Coefficients(self.alpha, self.sigma, self.A, self.B)
+
+    @property
     def evaluations(self) -> Rows:
         """The rows that form the network's inputs."""
         return Rows(self.A[: self.nfe], self.B[: self.nfe], *self.level[: self.nfe].unbind(1))
@@ -143,12 +157,50 @@ def sample(
     inputs = (noise,) if isinstance(noise, Tensor) else tuple(noise)
     if len(inputs) != program.inputs:
         raise ValueError(f"the program takes {program.inputs} input(s), {len(inputs)} given")
-    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
-    registers: list[Tensor | None] = [x.to(dtype) for x in inputs] + [None] * program.nfe
     coefficients = torch.cat([program.A, program.B], dim=1)
     rows = list(coefficients.unbind()) if coefficients.requires_grad else coefficients.tolist()
-    support = program.mask.tolist()
     told = list(zip(_scalars(program.alpha), _scalars(program.sigma), strict=True))
+    return _play(program, rows, told, denoiser, inputs, cond, readouts, callback, stage_batch)
+
+
+def sample_with(
+    program: SolverProgram, coefficients: Coefficients, denoiser: Denoise, noise: Tensor, cond: Any = None
+) -> Tensor:
+    """Play the structure of a one-input program with other coefficients, whose values nobody looks at.
+
+    For transforms such as `torch.func.jvp` and `vmap`, under which numbers cannot be checked or read on the host; the
+    caller answers for them. Coefficients take the device and the dtype of the states.
+
+    Args:
+        program: Gives mask and stages.
+        coefficients: Take the place of the program's own. Entries outside the mask are ignored.
+        denoiser: As in `sample`.
+        noise: Unit-normal noise. Shape: (batch, ...).
+        cond: As in `sample`.
+    Returns:
+        The sample, shape (batch, ...).
+    """
+    dtype = torch.promote_types(noise.dtype, torch.float32)
+    alpha, sigma, A, B = (value.to(noise.device, dtype) for value in coefficients)
+    rows, told = list(torch.cat([A, B], dim=1).unbind()), list(zip(alpha.unbind(), sigma.unbind(), strict=True))
+    return _play(program, rows, told, denoiser, (noise,), cond)
+
+
+def _play(
+    program: SolverProgram,
+    rows: list[Any],
+    told: list[Any],
+    denoiser: Denoise,
+    inputs: tuple[Tensor, ...],
+    cond: Any,
+    readouts: bool = False,
+    callback: Callable[[Evaluation], None] | None = None,
+    stage_batch: int | None = None,
+) -> Tensor:
+    """Play given rows (lists of numbers, or tensors) and told levels on the structure of a program."""
+    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    registers: list[Tensor | None] = [x.to(dtype) for x in inputs] + [None] * program.nfe
+    support = program.mask.tolist()
     numbers = list(zip(program.alpha.tolist(), program.sigma.tolist(), strict=True)) if callback else []
     for stage, points in enumerate(program.stages):
         states = [_combine(rows[k], support[k], registers) for k in points]

@@ -16,6 +16,7 @@ from solverdistill.families.classical.deis import DEIS
 from solverdistill.families.classical.dpmpp import DPMpp
 from solverdistill.families.classical.singlestep import DPMSolver2, Euler, Heun
 from solverdistill.families.classical.unipc import UniPC
+from solverdistill.families.corrected import Corrected
 from solverdistill.families.dode import DODE_FAMILIES
 from solverdistill.families.dss import DSS
 from solverdistill.families.epd import EPD, EPDiPNDM
@@ -27,10 +28,8 @@ from solverdistill.noise import Path, make_path
 from solverdistill.settings import check_types
 
 CLASSICAL = (Euler, Heun, DPMSolver2, DPMpp, UniPC, DEIS, IPNDM, IPNDMV)
-ROSTER: dict[str, type[Family]] = {
-    cls.name: cls
-    for cls in (*CLASSICAL, EPD, EPDiPNDM, BespokeRK1, BespokeRK2, *DODE_FAMILIES, DSS, BNS, S4S, S4SAlt, GAS, LD3)
-}
+PUBLISHED = (EPD, EPDiPNDM, BespokeRK1, BespokeRK2, *DODE_FAMILIES, DSS, BNS, S4S, S4SAlt, GAS, LD3)
+ROSTER: dict[str, type[Family]] = {cls.name: cls for cls in (*CLASSICAL, *PUBLISHED, Corrected)}
 ALIASES = {"ddim": "euler"}
 
 

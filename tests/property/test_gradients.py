@@ -8,6 +8,7 @@ from torch import Tensor
 
 from solverdistill.families import CLASSICAL, ROSTER, build
 from solverdistill.families.base import Family, Params
+from solverdistill.families.corrected import Corrected
 from solverdistill.program import sample
 from solverdistill.teachers.mixture import toy_mixture
 from tests.property.test_roster import GRIDS, random_params
@@ -41,6 +42,10 @@ def idle(family: Family, params: Params) -> dict[str, Tensor]:
     elif name == "ld3":  # one proportion cancels in the normalisation; the ends have no offset, the last no evaluation
         none["params1"][0] = True
         none["params2"][0] = none["params2"][-1] = True
+    elif isinstance(family, Corrected):  # pure noise has no other told level, and tells an exact denoiser nothing
+        none["correction_inputs"], none["correction_denoised"] = (~family.mask).split([1, family.nfe], dim=1)
+        none["told"] = family.program(params).alpha == 0
+        none["correction_inputs"][:-1, 0] |= none["told"]
     elif name.startswith("dode"):
         # The first evaluation has no previous output, but for the noise itself in noise prediction.
         none["lambdas"].view(-1)[0] = family.path.name in ("edm", "flow")

@@ -36,10 +36,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"base": "ipndm", "order": 3, "window": "smooth"},
         {"base": "unipc", "predict_x0": False, "init_from": "paper"},
     ],
+    "corrected": [
+        {"base": "ipndm", "order": 3, "learn_told": False},
+        {"base": "heun"},
+        {"base": "epd", "afs": True},
+    ],
 }
 MULTISTEP = ("dpmpp", "unipc", "deis", "ipndm", "ipndm_v")
 NO_ZERO = ("epd", "epd_ipndm")  # divide by their learned noise levels
 NO_ZERO_ON = (("ld3", "edm"),)  # learns log-SNR there
+NO_STEPS = ("corrected",)  # corrects the table of the whole solver
 CASES = [(name, options) for name in ROSTER for options in ({}, *VARIANTS.get(name, []))]
 CASES += [(name, {"afs": True}) for name in ROSTER if "afs" in ROSTER[name].__dataclass_fields__]
 CASES += [(name, {"denoise_to_zero": True}) for name in ROSTER]
@@ -124,6 +130,11 @@ def test_the_chain_of_step_programs_is_the_program(name: str, options: dict[str,
     params, z, denoiser = random_params(family), noise(), toy_mixture()
     whole = sample(family.program(params), denoiser, z, readouts=True)
     inputs = (z * family.initial_scale(family.prepare(params)),)
+    if name in NO_STEPS:
+        for play in (lambda: family.step_program(1, params), lambda: family.solve_step(0, z, (), denoiser, params)):
+            with pytest.raises(ValueError, match="no steps of its own"):
+                play()
+        return
     for i in range(STEPS):
         program = family.step_program(i, params)
         assert_finite(program)
@@ -155,7 +166,7 @@ def test_rows_are_finite_to_clean_data_and_at_few_steps(
 ) -> None:
     """Flow goes from pure noise, alpha = 0, to clean data, sigma = 0."""
     grid = torch.linspace(2.0 if path == "edm" else 1.0, 0.0, steps + 1)
-    if name in NO_ZERO or (name, path) in NO_ZERO_ON:
+    if options.get("base", name) in NO_ZERO or (name, path) in NO_ZERO_ON:
         with pytest.raises(ValueError, match="must end above 0"):
             build(name, grid, path, **options)
         return

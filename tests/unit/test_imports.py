@@ -19,18 +19,19 @@ LAYERS = [
     ("noise",),
     ("program",),
     ("denoiser", "tracing", "grids", "networks"),
-    ("coefficients", "cache", "ema", "perceptual", "relaxed", "adversarial", "progress", "sentences", "launch"),
+    ("coefficients", "cache", "ema", "perceptual", "relaxed", "adversarial"),
+    ("progress", "sentences", "launch", "recording"),
     ("families", "teachers"),
     ("trajectories", "features"),
-    ("objectives",),
-    ("local", "search_loss", "fits"),
+    ("objectives", "search"),
+    ("local", "search_loss", "fits", "derivatives", "gauss_newton"),
     ("targets", "module"),
     ("module_published_epd", "module_adversarial", "module_relaxed", "consumers", "importers"),
     ("evaluation", "exporting"),
     ("run",),
 ]
 MODULES = {"module", "module_published_epd", "module_adversarial", "module_relaxed"}
-TRAINING = MODULES | {"targets", "run", "progress", "launch"}
+TRAINING = MODULES | {"targets", "run", "progress", "launch", "recording"}
 ALLOWED = {"lightning": TRAINING, "hydra": {"run"}, "omegaconf": {"run"}}
 
 
