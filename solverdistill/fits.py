@@ -112,16 +112,14 @@ def fit_dode(
     return {"lambdas": fit.lambdas.view(family.shape)}
 
 
-def check_greedy(family: Family, checkpoint: str | None = None) -> None:
+def check_greedy(family: Family) -> None:
     """Refuse what fit=greedy cannot do, before anything is computed.
 
     Raises:
-        ValueError: the family has no lambdas, or there is a checkpoint to resume from.
+        ValueError: the family has no lambdas.
     """
     if not isinstance(family, DistilledODE):
         raise ValueError(f"fit=greedy finds the lambdas of dode solvers; {family.name} has none, take fit=gradient")
-    if checkpoint is not None:
-        raise ValueError("fit=greedy is done in one step and has no checkpoints; leave ckpt_path out")
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class GaussNewtonFit:
     tolerance: float = 3e-3
     patience: int = 3
     seed: int = 0
+    interval: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -164,6 +165,12 @@ def damped_step(equations: NormalEquations, damping: float) -> Tensor:
     size = torch.where(size > 0, size, torch.ones_like(size))
     scaled = equations.H / size[:, None] / size + damping * torch.eye(len(size), dtype=torch.float64)
     return -torch.linalg.solve(scaled, equations.g / size) / size
+
+
+def on_device(batch: Batch, device: torch.device | str) -> Batch:
+    """End points, noise and conditions of a batch on the network's device."""
+    cond = None if batch.cond is None else pytree.tree_map(lambda leaf: leaf.to(device), batch.cond)
+    return Batch(batch.noise.to(device), batch.targets[:0].to(device), batch.end.to(device), cond)
 
 
 def take(batch: Batch, index: Tensor) -> Batch:

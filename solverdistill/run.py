@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from solverdistill.evaluation.final import EvaluationSettings, compare_at_the_en
 from solverdistill.exporting import export, make_provenance
 from solverdistill.families.base import Family
 from solverdistill.fits import Fitted, GreedyFit, check_greedy, fit_greedily
+from solverdistill.gauss_newton import GaussNewtonFit, fit_gauss_newton, on_device
 from solverdistill.grids import Grid
 from solverdistill.launch import refuse_sweep_of_subprocesses
 from solverdistill.module import FitSettings, OptimizerFactory, SolverDistillation
@@ -36,13 +37,15 @@ from solverdistill.targets import TargetData, TargetSettings
 from solverdistill.trajectories import Reference
 
 GROUPS = ("model", "objective", "targets", "fit", "optimizer", "trainer", "logger", "evaluation", "solver")
-FITS: dict[str, type[FitSettings] | type[GreedyFit]] = {
+FITS: dict[str, type[FitSettings] | type[GreedyFit] | type[GaussNewtonFit]] = {
     "gradient": FitSettings,
     "published_epd": FitSettings,
     "adversarial": AdversarialFit,
     "relaxed": RelaxedFit,
     "greedy": GreedyFit,
+    "gauss_newton": GaussNewtonFit,
 }
+Fit = FitSettings | GreedyFit | GaussNewtonFit
 SCALARS = ("seed", "guidance", "ckpt_path", "run_name", "output_dir")
 
 
@@ -77,11 +80,13 @@ def train(config: DictConfig) -> dict[str, float]:
     targets = _plain(config.targets)
     settings = TargetSettings(**{**targets, "reference": Reference(**targets["reference"])})
     evaluation = EvaluationSettings(**_plain(config.evaluation))
-    module = None if isinstance(fit, GreedyFit) else make_module(config, student, denoiser, fit, teacher, settings)
+    module = make_module(config, student, denoiser, fit, teacher, settings) if isinstance(fit, FitSettings) else None
     output = Path(config.output_dir)
     checkpoint = find_checkpoint(config.ckpt_path, output)
-    if module is None:
-        check_greedy(student.family, checkpoint)
+    if isinstance(fit, GreedyFit):
+        check_greedy(student.family)
+    if module is None and checkpoint is not None:
+        raise ValueError(f"fit={config.fit.kind} has no checkpoints to resume from; leave ckpt_path out")
     trainer = make_trainer(config, fit, output)
     refuse_sweep_of_subprocesses(trainer, HydraConfig.initialized() and _sweeping())
     device = trainer.strategy.root_device
@@ -96,13 +101,12 @@ def train(config: DictConfig) -> dict[str, float]:
         device,
         TargetProgress() if trainer.is_global_zero else None,
         student.rule,
-        module is None or getattr(module.objective, "needs_reference", False),
+        isinstance(fit, GreedyFit) or getattr(getattr(module, "objective", None), "needs_reference", False),
     )
     if trainer.is_global_zero:
         say_hello(config, teacher, student.family, settings)
     if module is None:
-        batch = data.split("train").take(torch.arange(min(fit.batch_size, settings.train_samples)))
-        fitted = fit_greedily(student.family, denoiser, batch, data.val_dataloader(), device)
+        fitted = fit_without_trainer(fit, student.family, denoiser, data, config.seed, device)
         log_once(trainer, {"validation/rmse": fitted.rmse})
     else:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -114,6 +118,24 @@ def train(config: DictConfig) -> dict[str, float]:
             program = student.family.program(fitted.best)
             compare_at_the_end(evaluation, output, config.solver.name, program, teacher, denoiser, test)
     return {"rmse": fitted.rmse, "nfe": float(student.family.nfe), "depth": float(student.family.depth)}
+
+
+def fit_without_trainer(
+    fit: Any, family: Family, denoiser: Any, data: TargetData, seed: int, device: torch.device
+) -> Fitted:
+    """Run a fit that needs no optimizer; with several processes each of them computes the same."""
+    train = data.split("train")
+    if isinstance(fit, GreedyFit):
+        batch = train.take(torch.arange(min(fit.batch_size, len(train))))
+        return fit_greedily(family, denoiser, batch, data.val_dataloader(), device)
+    batches = [on_device(data.split(name).batch, device) for name in ("train", "validation")]
+    params, report = fit_gauss_newton(family, denoiser, *batches, replace(fit, seed=seed))
+    console().print(
+        f"Levenberg-Marquardt: validation RMSE {report.history[0].rmse:.4f} -> {report.rmse:.4f} in "
+        f"{len(report.history) - 1} iterations, {report.evaluations:,.0f} evaluations, {report.seconds:.0f} s; "
+        f"derivatives by {report.derivatives}, stopped by {report.stopped}"
+    )
+    return Fitted(params, params, report.rmse)
 
 
 def check_config(config: DictConfig) -> None:
@@ -163,7 +185,7 @@ def _family_on(levels: list[Any], name: str, nfe: int, path: Any, options: dict[
     return family
 
 
-def make_fit(config: DictConfig) -> FitSettings | GreedyFit:
+def make_fit(config: DictConfig) -> Fit:
     """Read the fit settings of their kind."""
     options: dict[str, Any] = _plain(config.fit)
     kind = options.pop("kind", None)
@@ -229,7 +251,7 @@ def make_optimizer(options: dict[str, Any]) -> OptimizerFactory:
     return build
 
 
-def make_trainer(config: DictConfig, fit: FitSettings | GreedyFit, output: Path) -> Trainer:
+def make_trainer(config: DictConfig, fit: Fit, output: Path) -> Trainer:
     """Build the Lightning trainer: one epoch of `fit.iterations` batches, validated now and then."""
     callbacks: list[Callback] = [last_checkpoint(output)]
     if config.trainer.get("enable_progress_bar", True):

@@ -146,6 +146,17 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one(
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), file
 
 
+@pytest.mark.parametrize("solver", ["corrected", "gas"])
+def test_gauss_newton_lowers_the_error(solver: str, tmp_path: Path) -> None:
+    options = ["fit=gauss_newton", "fit.iterations=3", "fit.samples=16", f"solver={solver}", "solver.nfe=4"]
+    counts = ["targets.train_samples=64", "targets.validation_samples=32", "model=mixture"]
+    drop = [setting for setting in TINY if not setting.startswith(("fit.", "targets."))]
+    result = train(composed(tmp_path / "run", *options, *counts, tiny=drop))
+    start = train(composed(tmp_path / "start", *options, *counts, "fit.iterations=1", "fit.tries=1", tiny=drop))
+    assert result["rmse"] < start["rmse"]
+    assert load_solver(tmp_path / "run" / "solver.json").nfe == 4
+
+
 def test_the_initial_state_is_a_candidate(tmp_path: Path) -> None:
     """A learning rate that spoils the student leaves the start as the best state."""
     overrides = ["model=mixture", "solver=dode_ddim", "optimizer.lr=1000", "optimizer.cosine=false"]
