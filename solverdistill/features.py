@@ -62,7 +62,7 @@ class _InceptionFeatures(nn.Module):
             raise FileNotFoundError(f"Inception features need {what}: download {url} and put it at {path}")
         network = inception_v3(weights=None, init_weights=False, aux_logits=True)
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        network.fc = nn.Identity()
+        setattr(network, "fc", nn.Identity())  # noqa: B010 (the features before the classes)
         self.network = network.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -128,8 +128,8 @@ def fit_without_trainer(
     if isinstance(fit, GreedyFit):
         batch = train.take(torch.arange(min(fit.batch_size, len(train))))
         return fit_greedily(family, denoiser, batch, data.val_dataloader(), device)
-    batches = [on_device(data.split(name).batch, device) for name in ("train", "validation")]
-    params, report = fit_gauss_newton(family, denoiser, *batches, replace(fit, seed=seed))
+    batch, held_out = (on_device(split.batch, device) for split in (train, data.split("validation")))
+    params, report = fit_gauss_newton(family, denoiser, batch, held_out, replace(fit, seed=seed))
     console().print(
         f"Levenberg-Marquardt: validation RMSE {report.history[0].rmse:.4f} -> {report.rmse:.4f} in "
         f"{len(report.history) - 1} iterations, {report.evaluations:,.0f} evaluations, {report.seconds:.0f} s; "
