@@ -25,6 +25,7 @@ from solverdistill.evaluation.candidates import Candidate, classical_candidates
 from solverdistill.evaluation.compare import Row, compare
 from solverdistill.families.base import Params
 from solverdistill.fits import GreedyFit, check_greedy, fit_greedily
+from solverdistill.module import FitSettings
 from solverdistill.run import Student, make_fit, make_module, make_trainer
 from solverdistill.targets import TargetData
 
@@ -96,8 +97,10 @@ def train(setting: Setting, student: Student, evaluations: int, folder: Path) ->
     if isinstance(fit, GreedyFit):
         check_greedy(student.family)
         fit = replace(fit, samples=max(1, min(evaluations // nfe, setting.targets.train_samples)))
-    else:
+    elif isinstance(fit, FitSettings):
         fit = replace(fit, iterations=max(1, evaluations // (fit.batch_size * nfe)))
+    else:
+        raise ValueError(f"the families benchmark has no budget for fit={config.fit.kind}; take gradient or greedy")
     module = None
     if not isinstance(fit, GreedyFit):
         module = make_module(config, student, denoiser, fit, setting.teacher, setting.targets)
