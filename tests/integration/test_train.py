@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from solverdistill import families, load_solver, read_solver, sample
 from solverdistill.fits import fit_dode
-from solverdistill.module import SolverDistillation
+from solverdistill.objectives import Trajectory
 from solverdistill.run import make_optimizer, train
 from solverdistill.teachers.mixture import toy_mixture
 from solverdistill.trajectories import SPLITS, Reference, rmse, seeded_noise
@@ -123,21 +123,32 @@ class Killed(RuntimeError):
     """Stands for a signal."""
 
 
-@pytest.mark.parametrize("killed_at", [3, 5])
+@pytest.mark.parametrize(
+    ("killed_at", "options"),
+    [
+        (3, ["model=mixture"]),
+        (5, ["model=mixture", "fit.ema=0.9", "solver=gas"]),
+        (5, ["model=mixture", "fit=relaxed", "objective=endpoint"]),
+        (3, ["model=digits_kde", "fit=adversarial", "objective=endpoint", "fit.discriminator_lr=0.001"]),
+    ],
+    ids=["gradient", "averaged", "relaxed", "adversarial"],
+)
 def test_a_killed_run_resumed_equals_an_uninterrupted_one(
-    killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed_at: int, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ["model=mixture", "fit.iterations=6", "fit.validations=3", "targets.train_samples=7"]
+    overrides = [*options, "fit.iterations=6", "fit.validations=3", "targets.train_samples=7"]
     train(composed(tmp_path / "whole", *overrides))
-    step = SolverDistillation.training_step
+    evaluate = Trajectory.outcome
+    steps = list[int]()
 
-    def dies(self: SolverDistillation, batch: Any, batch_idx: int) -> Any:
-        if self.trainer.global_step == killed_at:
+    def dies(self: Trajectory, *arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) > killed_at:
             raise Killed
-        return step(self, batch, batch_idx)
+        return evaluate(self, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(SolverDistillation, "training_step", dies)
+        patch.setattr(Trajectory, "outcome", dies)
         train(composed(tmp_path / "killed" / "first", *overrides))
     train(composed(tmp_path / "killed" / "second", *overrides, "ckpt_path=last"))
     for file in ("solver-last.json", "solver.json"):
