@@ -52,7 +52,8 @@ def test_two_students_are_compared_and_a_stopped_run_goes_on(
     assert (gas["nfe"], epd["nfe"], epd["depth"]) == ("4", "2", "1")
     assert (gas["iterations"], epd["iterations"]) == (str(BUDGET // 16), str(BUDGET // 8))
     assert (gas["training_evaluations"], epd["training_evaluations"]) == (str(BUDGET // 16 * 16), str(BUDGET))
-    assert gas["validation_evaluations"] == "16" and gas["teacher_evaluations"] == str(41 * 12)
+    assert gas["validation_evaluations"] == "32"  # 4 samples of nfe 4, before the first step and after the last
+    assert gas["teacher_evaluations"] == str(41 * 12)
     assert float(gas["megabytes"]) > 50 and int(gas["params"]) > 0 and float(gas["seconds"]) > 0
     page = (tmp_path / "families.md").read_text(encoding="utf-8")
     assert "| " + " | ".join(TITLES) + " |" in page and "| `gas` | 4 | 4 |" in page

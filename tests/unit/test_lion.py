@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 import torch
 from omegaconf import OmegaConf
+
+from solverdistill.run import make_optimizer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "optimizer" / "lion.yaml"
 
@@ -16,8 +17,8 @@ def test_every_param_moves_by_the_learning_rate_in_the_direction_of_the_momentum
     assert isinstance(config, dict)
     options = {key: value for key, value in config.items() if key not in ("cosine", "final_lr")}
     lr, (beta_1, beta_2) = options["lr"], options["betas"]
-    value = torch.zeros(8, dtype=torch.float64, requires_grad=True)
-    optimizer = hydra.utils.instantiate(options)([value])
+    value = torch.nn.Parameter(torch.zeros(8, dtype=torch.float64))
+    optimizer = make_optimizer(dict(options))([("value", value)])
     expected, momentum = torch.zeros(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
     for _ in range(20):
         gradient = torch.randn(8, dtype=torch.float64)
