@@ -193,7 +193,7 @@ def test_steps_are_differentiable_in_the_times(name: str, predict_x0: bool, path
             trace.readout(x, level)
         return sample(trace.program(), denoiser, z)
 
-    torch.autograd.gradcheck(end_point, inner.requires_grad_(), eps=1e-6, atol=1e-5, rtol=1e-3)
+    assert torch.autograd.gradcheck(end_point, inner.requires_grad_(), eps=1e-6, atol=1e-5, rtol=1e-3)
 
 
 @everywhere
