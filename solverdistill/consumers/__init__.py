@@ -1,0 +1,1 @@
+"""Play a solver file inside other libraries."""

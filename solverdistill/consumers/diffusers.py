@@ -1,0 +1,369 @@
+"""`LearnedSolverScheduler`: any solver of this package as a scheduler of diffusers, for its pipelines as they are.
+
+    import solverdistill.consumers.diffusers as consumer
+    pipe.scheduler = consumer.LearnedSolverScheduler.from_solver("solver.json", pipe)
+    image = pipe(prompt, num_inference_steps=pipe.scheduler.nfe).images[0]
+
+A solver is a table (rows ``x_k = A_k z + sum_{j<k} B_kj denoised_j`` and a last row, the sample), and the loop of a
+pipeline calls the network once per entry of `timesteps`. So one entry is one evaluation, `step` turns the network's
+output into denoised_k and returns the next row, and `order` is 1. Evaluations that could run in parallel are played one
+after the other; the result is the same.
+
+Rows live in the scale that the network itself expects, so that pipelines which never call `scale_model_input` are
+right: alpha^2 + sigma^2 = 1 for "epsilon", "v_prediction" and "sample", alpha + sigma = 1 for "flow_prediction".
+Timesteps are float32 and not rounded to integers: every network of diffusers takes them through a sinusoidal embedding.
+FLUX alone casts them to the dtype of its latents (in bfloat16 multiples of 4 above 512), as it does for any scheduler.
+
+The first tensor of a pipeline is unit noise, but a solver may begin at ``first_scale * noise`` with a scale below 1 (an
+EDM path that starts at sigma 80, an analytical first step). Pipelines that call `scale_model_input` play it exactly. In
+the others (DDPM, SD3, FLUX) the network's first input alone is too large by that factor; where a pipeline takes
+`latents`, ``initial_noise="scaled"`` with ``latents = noise * scheduler.init_noise_sigma`` is exact there too.
+
+Beginning in the middle (img2img and inpainting strength, SDXL's denoising_start) restarts at first order: the state
+is taken to lie on the straight line of its own denoised image d and noise (x - alpha d) / sigma, so d stands for every
+denoised image of the evaluations left out, and the rows that remain are played as they are.
+
+This file needs torch and diffusers alone and may be copied beside a saved `scheduler_config.json`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from torch import Tensor
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+
+
+class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
+    """Plays the table of a solver; make it with `from_solver` or `from_pretrained`.
+
+    Args:
+        solver_timesteps: Timestep told to the network at each evaluation, in the network's own unit. Length: nfe.
+        solver_levels: (alpha, sigma) of the same level, in the network's own scale. Shape: (nfe, 2).
+        solver_rows: Row k holds A_k and B_k0 ... B_k,k-1; the last row gives the sample. Lengths: 1 to nfe + 1.
+        prediction_type: What the network predicts, one of `PREDICTIONS`.
+        initial_noise: "unit": the pipeline's first tensor is unit noise. "scaled": it is the solver's first state.
+        guidance_scale: Guidance scale that the solver was fitted for, where known.
+        solver: One line about the solver, for people.
+        use_flow_sigmas: True for flow networks: makes FLUX send no sigmas of its own.
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr, shift: The
+            network's schedule in diffusers' words, so that other schedulers can be made from this configuration.
+    Raises:
+        ValueError: the numbers are no solver, or an epsilon network would be asked at alpha = 0.
+    """
+
+    _compatibles: list[str] = []
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        solver_timesteps: Sequence[float] = (),
+        solver_levels: Sequence[Sequence[float]] = (),
+        solver_rows: Sequence[Sequence[float]] = (),
+        prediction_type: str = "epsilon",
+        initial_noise: str = "unit",
+        guidance_scale: float | None = None,
+        solver: str = "",
+        use_flow_sigmas: bool = False,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        shift: float = 1.0,
+    ) -> None:
+        problem = _find_problem(solver_timesteps, solver_levels, solver_rows, prediction_type, initial_noise)
+        if problem:
+            raise ValueError(
+                f"{problem}; make the scheduler with from_solver(file, pipeline) or from_pretrained(folder)"
+            )
+        self._told = [(float(alpha), float(sigma)) for alpha, sigma in solver_levels]
+        self._rows = [[float(value) for value in row] for row in solver_rows]
+        self._prediction, self._guidance = prediction_type, guidance_scale
+        self._starts_scaled = initial_noise == "scaled"
+        self._steps = int(num_train_timesteps)
+        self._numbers = [float(value) for value in solver_timesteps]
+        self._pipeline: Any = None
+        is_flow = prediction_type == "flow_prediction"
+        levels = [sigma if is_flow else sigma / alpha if alpha else math.inf for alpha, sigma in self._told]
+        self.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float32)
+        self.set_timesteps()
+
+    @classmethod
+    def from_solver(cls, solver: Any, target: Any = None, initial_noise: str = "unit") -> LearnedSolverScheduler:
+        """Make the scheduler of a solver for the network of a pipeline; needs the package `solverdistill`.
+
+        Args:
+            solver: Path of a solver.json, or a `SolverFile`, or a `SolverProgram`.
+            target: The pipeline, its scheduler, or the configuration of that; says what the network predicts and on
+                which schedule. None takes the teacher that the file names. A pipeline is remembered (weakly), so that
+                `set_timesteps` can compare its guidance scale with that of the solver.
+            initial_noise: See the class.
+        """
+        try:
+            from solverdistill.consumers.export_diffusers import scheduler_config
+        except ImportError:
+            raise ImportError(
+                "reading a solver.json needs the package solverdistill; from_pretrained does not"
+            ) from None
+        scheduler = cls(**scheduler_config(solver, target, initial_noise))
+        if hasattr(target, "scheduler"):
+            scheduler._pipeline = weakref.ref(target)
+        return scheduler
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy knows no pipeline."""
+        return {**self.__dict__, "_pipeline": None}
+
+    def __len__(self) -> int:
+        return self._steps
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network, the only `num_inference_steps` there is."""
+        return len(self._told)
+
+    @property
+    def first_scale(self) -> float:
+        """Size of the solver's first state for unit noise."""
+        return self._rows[0][0]
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Factor by which pipelines multiply their noise, where they do."""
+        return self.first_scale if self._starts_scaled else 1.0
+
+    @property
+    def step_index(self) -> int | None:
+        """Evaluation that comes next; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Evaluation at which the pipeline begins, where it said so."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at a later evaluation, from a state at its noise level."""
+        if not 0 <= begin_index < self.nfe:
+            raise ValueError(f"a solver of {self.nfe} evaluations cannot begin at {begin_index}; use a larger strength")
+        self._begin_index = begin_index
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Any = None,
+        timesteps: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """Forget the last image and put the timesteps on a device.
+
+        Args:
+            num_inference_steps: Must be `nfe`; None takes it.
+            device: Where `timesteps` go.
+            sigmas: Must be the solver's own, or the even division of [0, 1] that flow pipelines send for none.
+            timesteps: Must be the solver's own.
+            mu: A pipeline's dynamic shift; ignored, because the solver brings its noise levels along.
+        Raises:
+            ValueError: another number of steps, or levels that are not the solver's.
+        """
+        for name, given, own in (("timesteps", timesteps, self._numbers), ("sigmas", sigmas, self.sigmas.tolist())):
+            if given is None:
+                continue
+            values = [float(value) for value in given]
+            even = [1 - i / len(values) for i in range(len(values))] if name == "sigmas" else []
+            if not (_same(values, own) or _same(values, own[: self.nfe]) or _same(values, even)):
+                raise ValueError(f"this solver brings its own noise levels along; call the pipeline without {name}")
+            num_inference_steps = self.nfe if _same(values, own) else len(values)
+        if num_inference_steps not in (None, self.nfe):
+            message = f"this solver makes {self.nfe} evaluations, not {num_inference_steps}"
+            raise ValueError(f"{message}; call the pipeline with num_inference_steps={self.nfe}")
+        self.num_inference_steps = self.nfe
+        self.timesteps = torch.tensor(self._numbers, dtype=torch.float32).to(device)
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+        self._noised, self._was_scaled, self._scaled_input = False, False, None
+        self._noise: Tensor | None = None
+        self._state: Tensor | None = None
+        self._denoised: list[Tensor] = []
+        pipeline = self._pipeline() if self._pipeline is not None else None
+        network = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+        if not getattr(getattr(network, "config", None), "guidance_embeds", False):
+            self.check_guidance(getattr(pipeline, "_guidance_scale", None))
+
+    def check_guidance(self, scale: float | None) -> None:
+        """Warn where a guidance scale (1 and below: none) is not the one that the solver was fitted for."""
+        fitted = self._guidance
+        if scale is None or fitted is None or math.isclose(max(float(scale), 1.0), max(fitted, 1.0), rel_tol=1e-6):
+            return
+        warnings.warn(f"this solver was fitted for guidance scale {fitted:g} and is used with {scale:g}", stacklevel=3)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """Turn a pipeline's unit noise into the solver's first state; later states are what the network expects."""
+        is_first = self._step_index is None and not self._starts_from_state(timestep)
+        if not is_first or self._starts_scaled or self.first_scale == 1.0:
+            return sample
+        self._was_scaled, self._scaled_input = True, sample * self.first_scale
+        return self._scaled_input
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        return_dict: bool = True,
+        generator: Any = None,
+        eta: float = 0.0,
+    ) -> SchedulerOutput | tuple[Tensor, Tensor]:
+        """Take the network's output at `sample` and return its next input, or the sample after the last evaluation.
+
+        Combinations are formed in float32 (float64 for float64) whatever the dtype of the pipeline, from numbers on the
+        host, so that nothing waits for the device. What a pipeline or a callback changes in the states it is given
+        (masks) is carried on as a change of the noise.
+
+        Args:
+            model_output: Raw, guided output of the network.
+            timestep: Entry of `timesteps`; read at the first evaluation only, if the pipeline did not say where it
+                begins.
+            sample: What the network was given.
+            return_dict: Return a `SchedulerOutput`; else a tuple of it and the denoised image (the sample at the end).
+            generator: Ignored; the solver draws nothing.
+            eta: Ignored.
+        """
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        output, begins = model_output.to(dtype), self._step_index is None
+        from_state = begins and self._starts_from_state(timestep)
+        k = self._first_index(timestep) if self._step_index is None else self._step_index
+        if k >= self.nfe:
+            raise ValueError(f"all {self.nfe} evaluations are done; call set_timesteps before another image")
+        x = self._first_state(sample, dtype, from_state) if begins else self._given_state(sample, dtype, k)
+        denoised = self._to_denoised(x, output, *self._told[k])
+        if from_state:
+            self._restart(x, denoised, k)
+        self._denoised.append(denoised)
+        assert self._noise is not None
+        self._state = _combine(self._rows[k + 1], [self._noise, *self._denoised])
+        self._step_index = k + 1
+        previous, is_last = self._state.to(sample.dtype, copy=True), k + 1 == self.nfe
+        if is_last:
+            self._noise, self._state = None, None
+            self._denoised.clear()
+        if return_dict:
+            return SchedulerOutput(prev_sample=previous)
+        return previous, previous if is_last else denoised.to(sample.dtype)  # PixArt reads the second of a single step
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """State alpha * original + sigma * noise at entries of `timesteps` (at the nearest entry for other numbers)."""
+        self._noised = self._noised or self._step_index is None
+        dtype = torch.promote_types(original_samples.dtype, torch.float32)
+        device = original_samples.device
+        told = torch.tensor(self._told, dtype=dtype).to(device)
+        own = torch.tensor(self._numbers, dtype=torch.float32).to(device)
+        asked = torch.as_tensor(timesteps, dtype=torch.float32, device=device).reshape(-1, 1)
+        alpha, sigma = told[(asked - own).abs().argmin(1)].unbind(1)
+        shape = (-1, *[1] * (original_samples.ndim - 1))
+        state = alpha.view(shape) * original_samples.to(dtype) + sigma.view(shape) * noise.to(device, dtype)
+        return state.to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
+        """`add_noise` under the name and in the order of flow pipelines."""
+        return self.add_noise(sample, noise, timestep)
+
+    def _starts_from_state(self, timestep: Any) -> bool:
+        """Whether the first tensor is a noised image and not noise."""
+        return self._noised or self._first_index(timestep) > 0
+
+    def _first_index(self, timestep: Any) -> int:
+        """Where the pipeline begins: as it said, else by the timestep's place in `timesteps`."""
+        if self._begin_index is not None:
+            return self._begin_index
+        if isinstance(timestep, Tensor):
+            # an entry of `timesteps` is a view of it, so that its place is known without waiting for the device
+            if timestep.untyped_storage()._cdata == self.timesteps.untyped_storage()._cdata:
+                return int(timestep.storage_offset())
+            if timestep.device.type != "cpu":
+                return 0
+            timestep = timestep.flatten()[0].item()
+        if timestep is None:
+            return 0
+        distances = [abs(number - timestep) for number in self._numbers]
+        return distances.index(min(distances))
+
+    def _first_state(self, sample: Tensor, dtype: torch.dtype, from_state: bool) -> Tensor:
+        """The network's first input; keeps the noise behind it."""
+        is_scaled = self._starts_scaled or sample is self._scaled_input  # DiT returns what it was given
+        self._scaled_input, sample = None, sample.to(dtype)
+        if from_state:
+            return sample
+        self._noise = sample / self.first_scale if is_scaled else sample
+        return self._noise * self.first_scale if self._was_scaled else sample
+
+    def _given_state(self, sample: Tensor, dtype: torch.dtype, k: int) -> Tensor:
+        """The state kept in full precision, moved by what the pipeline changed since it was returned."""
+        assert self._state is not None and self._noise is not None
+        change = sample.to(dtype) - self._state.to(sample.dtype).to(dtype)
+        if self._rows[k][0] != 0:
+            self._noise = torch.add(self._noise, change, alpha=1 / self._rows[k][0])
+        return self._state + change
+
+    def _restart(self, x: Tensor, denoised: Tensor, k: int) -> None:
+        """Fill in the evaluations left out: one straight line through the state."""
+        alpha, sigma = self._told[k]
+        self._noise = (x - alpha * denoised) / sigma if sigma > 0 else torch.zeros_like(x)
+        self._denoised = [denoised] * k
+
+    def _to_denoised(self, x: Tensor, output: Tensor, alpha: float, sigma: float) -> Tensor:
+        if self._prediction == "sample":
+            return output
+        if self._prediction == "epsilon":
+            return torch.sub(x, output, alpha=sigma) / alpha
+        return torch.sub(x if self._prediction == "flow_prediction" else x * alpha, output, alpha=sigma)
+
+
+def _combine(row: Sequence[float], registers: Sequence[Tensor]) -> Tensor:
+    """Sum of coefficient times register over the entries that are not zero."""
+    total: Tensor | None = None
+    for value, register in zip(row, registers, strict=True):
+        if value != 0:
+            total = register * value if total is None else torch.add(total, register, alpha=value)
+    return torch.zeros_like(registers[0]) if total is None else total
+
+
+def _same(values: Sequence[float], own: Sequence[float]) -> bool:
+    return len(values) == len(own) and all(
+        math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-5) for a, b in zip(values, own, strict=True)
+    )
+
+
+def _find_problem(
+    timesteps: Sequence[float], levels: Sequence[Any], rows: Sequence[Any], prediction: str, initial_noise: str
+) -> str | None:
+    """Say in a clause what is wrong with a configuration, or None."""
+    nfe = len(timesteps)
+    if nfe == 0:
+        return "this scheduler configuration holds no solver"
+    if len(levels) != nfe or [len(row) for row in rows] != list(range(1, nfe + 2)):
+        return f"solver_levels and solver_rows are not those of a solver of {nfe} evaluations"
+    numbers = [*timesteps, *(v for level in levels for v in level), *(v for row in rows for v in row)]
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers):
+        return "the solver holds something that is not a finite number"
+    if prediction not in PREDICTIONS:
+        return f"prediction_type {prediction!r} is unknown (known: {', '.join(PREDICTIONS)})"
+    if initial_noise not in ("unit", "scaled"):
+        return f"initial_noise {initial_noise!r} is unknown (known: unit, scaled)"
+    if rows[0][0] == 0:
+        return "the solver ignores its noise"
+    if prediction == "epsilon" and any(level[0] == 0 for level in levels):
+        return "an epsilon network says nothing at alpha = 0, where this solver evaluates it"
+    return None
