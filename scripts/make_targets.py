@@ -36,9 +36,9 @@ def fill(config: DictConfig) -> None:
     """Solve what the cache does not have of every split, and say where it lies."""
     from lightning import Trainer
 
+    from solverdistill.configuration import check_config, make_student
     from solverdistill.denoiser import Guided
     from solverdistill.progress import TargetProgress, console
-    from solverdistill.run import check_config, make_student
     from solverdistill.targets import Source, TargetSettings, make_targets
     from solverdistill.trajectories import Reference
 

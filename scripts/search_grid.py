@@ -41,8 +41,8 @@ def search(config: DictConfig) -> None:
 
     from lightning import Trainer
 
+    from solverdistill.configuration import check_config
     from solverdistill.denoiser import Guided
-    from solverdistill.run import check_config
     from solverdistill.search import make_method, search_grid
 
     with open_dict(config):

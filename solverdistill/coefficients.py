@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from solverdistill.program import SolverProgram
+from solverdistill.zoo import resolve
 
 FORMAT = "solverdistill/1"
 
@@ -77,9 +78,10 @@ def save_solver(
 
 
 def load_solver(path: str | os.PathLike[str]) -> SolverProgram:
-    """Read the program of a solver file, ready for `sample`.
+    """Read the program of a solver file, or of `zoo:<name>`, ready for `sample`.
 
     Raises:
+        ValueError: the zoo has no solver of that name.
         SolverFileError: the file is missing, truncated, of an unknown version, or holds a table that is not a solver.
     """
     return read_solver(path).program
@@ -92,7 +94,7 @@ def read_solver(path: str | os.PathLike[str]) -> SolverFile:
         SolverFileError: as `load_solver`.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = resolve(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SolverFileError(f"solver file {path} cannot be read: {error}") from None
     try:

@@ -71,6 +71,10 @@ class Teacher(nn.Module):
         """The unconditional counterpart of a batch of conditions."""
         return pytree.tree_map(lambda label: torch.full_like(label, -1), cond)
 
+    def decode(self, samples: Tensor) -> Tensor:
+        """Images in [-1, 1] of samples, differentiable: latent teachers decode here, others give them back."""
+        return samples
+
     def description(self) -> dict[str, Any]:
         """Facts that decide what the teacher computes, JSON-able; part of its fingerprint."""
         return {

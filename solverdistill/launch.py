@@ -33,3 +33,33 @@ def refuse_sweep_of_subprocesses(trainer: Any, sweeping: bool) -> None:
             "a sweep (-m) with trainer=ddp would rerun the whole sweep in every process; sweep with one process per "
             "job (trainer=default), or let the cluster start the processes (hydra/launcher=submitit_slurm)"
         )
+
+
+def start_processes(trainer: Any) -> None:
+    """Start the processes of a distributed trainer now, so that fits before `trainer.fit` share their work.
+
+    Raises:
+        ValueError: the trainer's processes only live within `trainer.fit`.
+    """
+    from lightning.pytorch.strategies import DDPStrategy
+    from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+    launcher = trainer.strategy.launcher
+    if launcher is None or not isinstance(trainer.strategy, DDPStrategy):
+        return
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        raise ValueError(
+            f"trainer.strategy={getattr(trainer.strategy, 'strategy_name', 'ddp')} starts processes that only gradient descent can use; "
+            "take trainer=ddp, or fit=gradient alone"
+        )
+    launcher.launch(lambda: None)
+    trainer.strategy.setup_environment()
+
+
+def pick_device(name: str) -> str:
+    """The device that a script runs on: "auto" is this process's CUDA device where there is one, else the CPU."""
+    import torch
+
+    if name != "auto":
+        return name
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

@@ -87,7 +87,8 @@ class AdversarialDistillation(SolverDistillation):
             fake = sample(program, self.denoiser, self._fresh_noise(batch, batch_idx), batch.cond)
         losses = discriminator_loss(self.discriminator, fake, batch.end.to(fake.dtype), self.fit.gamma)
         optimizer.zero_grad()
-        self.manual_backward(losses.total.mean())
+        with self.spending.elsewhere():
+            self.manual_backward(losses.total.mean())
         optimizer.step()
         for name in ("total", "r1", "r2"):
             self.log(f"train/discriminator_{name}", getattr(losses, name).mean().detach(), batch_size=len(fake))

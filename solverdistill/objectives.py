@@ -194,12 +194,13 @@ class PublishedEPD:
         only_last = not self.latent and family.name == "epd" and family.steps < self.gate_steps
         state = batch.noise * family.start_scale(params()).to(batch.noise)
         history: tuple[Tensor, ...] = ()
+        targets = batch.targets_at(family.prepared_levels(params())[1:])
         for i in range(family.steps):
             program = family.step_program(i, params())
             outputs = sample(program, denoiser, (state, *history), batch.cond, readouts=True)
             state, history = outputs[-1], tuple(entry.detach() for entry in outputs[:-1])
             last = i == family.steps - 1
-            loss = self.last_loss(state, batch.targets[i]) if last else _sum_of_squares(state, batch.targets[i])
+            loss = self.last_loss(state, targets[i]) if last else _sum_of_squares(state, targets[i])
             yield StepLoss(i, state, loss, last or not only_last)
 
     def last_loss(self, state: Tensor, target: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from solverdistill.configuration import check_config, make_student
 from solverdistill.denoiser import Counted, Guided, Teacher
 from solverdistill.grids import Grid
-from solverdistill.run import Student, check_config, make_student
+from solverdistill.students import Student
 from solverdistill.targets import Targets, TargetSettings, make_targets
 from solverdistill.trajectories import Reference, seeded_noise
 

@@ -24,7 +24,7 @@ from solverdistill.denoiser import Counted
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
 from solverdistill.evaluation.compare import Row, compare
 from solverdistill.families.base import Params
-from solverdistill.fits import GreedyFit, check_greedy, fit_greedily
+from solverdistill.fits.greedy import GreedyFit, check_greedy, fit_greedily
 from solverdistill.module import FitSettings
 from solverdistill.run import Student, make_fit, make_module, make_trainer
 from solverdistill.targets import TargetData

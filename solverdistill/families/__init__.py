@@ -19,8 +19,10 @@ from solverdistill.families.classical.unipc import UniPC
 from solverdistill.families.corrected import Corrected
 from solverdistill.families.dode import DODE_FAMILIES
 from solverdistill.families.dss import DSS
+from solverdistill.families.dyweight import DyWeight
 from solverdistill.families.epd import EPD, EPDiPNDM
 from solverdistill.families.gas import GAS
+from solverdistill.families.iia import IIA_FAMILIES
 from solverdistill.families.ld3 import LD3
 from solverdistill.families.s4s import S4S, S4SAlt
 from solverdistill.grids import Grid, grid_values
@@ -28,7 +30,21 @@ from solverdistill.noise import Path, make_path
 from solverdistill.settings import check_types
 
 CLASSICAL = (Euler, Heun, DPMSolver2, DPMpp, UniPC, DEIS, IPNDM, IPNDMV)
-PUBLISHED = (EPD, EPDiPNDM, BespokeRK1, BespokeRK2, *DODE_FAMILIES, DSS, BNS, S4S, S4SAlt, GAS, LD3)
+PUBLISHED = (
+    EPD,
+    EPDiPNDM,
+    BespokeRK1,
+    BespokeRK2,
+    *DODE_FAMILIES,
+    DSS,
+    BNS,
+    S4S,
+    S4SAlt,
+    GAS,
+    LD3,
+    DyWeight,
+    *IIA_FAMILIES,
+)
 ROSTER: dict[str, type[Family]] = {cls.name: cls for cls in (*CLASSICAL, *PUBLISHED, Corrected)}
 ALIASES = {"ddim": "euler"}
 

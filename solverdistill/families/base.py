@@ -112,6 +112,18 @@ class Family(ABC):
         """Initial params under their official names, float64; a classical solver has none."""
         return {}
 
+    def starts(self) -> tuple[dict[str, Any], ...]:
+        """Changes of hyperparameters after which `init` begins elsewhere; a race of starts chooses among them."""
+        return ({},)
+
+    @property
+    def linear_params(self) -> tuple[str, ...]:
+        """Names of the params in which every row of the table is affine once the rows before it are given.
+
+        Each entry first acts in one row, the next state that it moves; least squares finds the entries row by row.
+        """
+        return ()
+
     def prepare(self, params: Params) -> Any:
         """Turn raw params (float64, on the host) into what `step` reads: constrained values, a `Timeline`."""
         return self.timeline

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,6 +109,9 @@ class BNS(Family):
     def _find(self, s: Tensor) -> Tensor:
         return s if self.schedule.same else self.schedule.find(self.path.level(s))
 
+    def starts(self) -> tuple[dict[str, Any], ...]:
+        return ({"init_from": "uniform"}, {"init_from": "grid"})
+
     def init(self, seed: int = 0) -> Params:
         progress = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
         if self.init_from == "grid":
@@ -124,6 +127,10 @@ class BNS(Family):
             b = lower * torch.stack([torch.zeros_like(h), h], dim=1).flatten()
             b[::2, ::2] = torch.diag(h / 2)
         return {"raw_dt": raw_steps(progress), "a": torch.ones(self.steps, dtype=torch.float64), "b": b}
+
+    @property
+    def linear_params(self) -> tuple[str, ...]:
+        return ("a", "b")
 
     def prepare(self, params: Params) -> Canonical:
         ends = float64([self.grid[0], self.grid[-1]])

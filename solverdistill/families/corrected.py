@@ -33,6 +33,14 @@ from solverdistill.program import SolverProgram, sample
 
 BASES: dict[str, type[Family]] = {**CLASSICAL_BASES, EPD.name: EPD, EPDiPNDM.name: EPDiPNDM}
 
+SEQUENTIAL: tuple[dict[str, Any], ...] = (  # bases of one evaluation per step
+    *({"base": "ipndm", "order": order} for order in (2, 3, 4)),
+    {"base": "ipndm_v", "order": 3},
+    {"base": "deis", "order": 3},
+    *({"base": "dpmpp", "order": order} for order in (2, 3)),
+    *({"base": "unipc", "order": order} for order in (2, 3)),
+)
+
 
 class Values(NamedTuple):
     """What a table is made of: the base on the learned grid with its own params, and the corrections."""
@@ -84,6 +92,12 @@ class Corrected(Family):
             raise ValueError(f"base of {self.name} is {self.base!r}; known: {', '.join(BASES)}")
         _ = self.solver  # refuses options that the base does not have
 
+    def starts(self) -> tuple[dict[str, Any], ...]:
+        """Every sequential base, where the base is one; parallel bases and those of two stages keep to themselves."""
+        if self.base not in {start["base"] for start in SEQUENTIAL}:
+            return ({},)
+        return ({}, *({**start, "variant": None, "predict_x0": None} for start in SEQUENTIAL))
+
     @cached_property
     def solver(self) -> Family:
         """The base solver on the fixed grid."""
@@ -134,6 +148,10 @@ class Corrected(Family):
             shapes["told"] = (nfe,)
         zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
         return {**self.solver.init(seed), **zeros}
+
+    @property
+    def linear_params(self) -> tuple[str, ...]:
+        return ("correction_inputs", "correction_denoised")
 
     def prepare(self, params: Params) -> Values:
         own = self.solver.init(0)

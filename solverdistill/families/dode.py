@@ -60,6 +60,10 @@ class DistilledODE(OdeFamily):
     def init(self, seed: int = 0) -> Params:
         return {"lambdas": torch.zeros(self.shape, dtype=torch.float64)}
 
+    @property
+    def linear_params(self) -> tuple[str, ...]:
+        return ("lambdas",)
+
     def prepare(self, params: Params) -> Corrections:
         lambdas = params["lambdas"].flatten()
         return lambda k, y, direction: y + direction * lambdas[k]

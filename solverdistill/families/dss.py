@@ -75,11 +75,18 @@ class DSS(Family):
             lower[-2:] &= ~lower.tril(-2)[-2:]
         return lower
 
+    def starts(self) -> tuple[dict[str, Any], ...]:
+        return ({"init_from": "uniform"}, {"init_from": "grid"})
+
     def init(self, seed: int = 0) -> Params:
         raw = torch.zeros(self.steps, dtype=torch.float64)
         if self.init_from == "grid":
             raw = raw_steps(to_regular(self.path, float64(self.grid)))
         return {"raw_dt": raw, "raw_coeffs": torch.zeros(self.steps, self.steps, dtype=torch.float64)}
+
+    @property
+    def linear_params(self) -> tuple[str, ...]:
+        return ("raw_coeffs",)
 
     def prepare(self, params: Params) -> Searched:
         s = learned_grid(self.path, self.grid, params["raw_dt"])

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,6 +102,9 @@ class GAS(Family):
         first, last = self._to_time(float64(self.grid))[[0, -1]].tolist()
         return first, last
 
+    def starts(self) -> tuple[dict[str, Any], ...]:
+        return ({"init_from": "lower_order_final"}, {"init_from": "dpmpp"})
+
     def init(self, seed: int = 0) -> Params:
         return {name: value.clone() for name, value in self._initial.items()}
 
@@ -116,6 +119,10 @@ class GAS(Family):
         for i in range(self.memory):
             params[f"c{i + 1}_diff"], params[f"a{i + 1}_diff"] = corrections[i], zeros.clone()
         return params
+
+    @property
+    def linear_params(self) -> tuple[str, ...]:
+        return tuple(f"{letter}{i + 1}_diff" for i in range(self.memory) for letter in "ca")
 
     def prepare(self, params: Params) -> Values:
         c, a = (torch.stack([params[f"{letter}{i + 1}_diff"] for i in range(self.memory)]) for letter in "ca")

@@ -74,6 +74,10 @@ class S4S(Family):
     def init(self, seed: int = 0) -> Params:
         return {"phi": self._initial.clone()}
 
+    @property
+    def linear_params(self) -> tuple[str, ...]:
+        return ("phi",)
+
     def prepare(self, params: Params) -> Weighted:
         return Weighted(self.timeline, params["phi"])
 

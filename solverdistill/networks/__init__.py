@@ -7,7 +7,9 @@ a denoiser D(x, sigma) in EDM coordinates ``x = x0 + sigma n``, the only interfa
 from __future__ import annotations
 
 from solverdistill.networks.classifier import DigitClassifier
+from solverdistill.networks.dit import DiT
+from solverdistill.networks.guided_unet import GuidedUNet
 from solverdistill.networks.preconditioning import Preconditioned
 from solverdistill.networks.song_unet import SongUNet
 
-__all__ = ["DigitClassifier", "Preconditioned", "SongUNet"]
+__all__ = ["DiT", "DigitClassifier", "GuidedUNet", "Preconditioned", "SongUNet"]

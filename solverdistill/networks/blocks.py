@@ -1,4 +1,4 @@
-"""Building blocks of the DDPM++ and NCSN++ networks.
+"""Building blocks of the DDPM++, NCSN++ and ADM networks.
 
 Attribute names (``norm0``, ``conv0``, ``affine``, ``resample_filter``, ...) are those found in the checkpoints released
 with Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", NeurIPS 2022, so that such
@@ -35,9 +35,9 @@ def xavier(layer: Layer, gain: float = 1.0) -> Layer:
     return layer
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
     """Group normalisation with at most 32 groups of at least 4 channels each."""
-    return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+    return nn.GroupNorm(min(32, channels // 4), channels, eps=eps)
 
 
 def separable_filter(taps: Sequence[float]) -> Tensor:
@@ -191,35 +191,53 @@ class UNetBlock(nn.Module):
         h = self.conv1(self.dropout(F.silu(self.norm1(h))))
         y = (self.skip(x) + h) * RESIDUAL_SCALE
         if self.attention:
-            y = (y + self.proj(self._attend(self.norm2(y)))) * RESIDUAL_SCALE
+            y = (y + self.proj(attend(self.qkv(self.norm2(y))))) * RESIDUAL_SCALE
         return y
 
-    def _attend(self, x: Tensor) -> Tensor:
-        """Softmax attention among the pixels of each image. Shape: (batch, channels, h, w) to the same."""
-        batch, channels, height, width = x.shape
-        # The 3 C output channels of qkv are stored as (q, k, v) triples per channel.
-        query, key, value = self.qkv(x).view(batch, channels, 3, height * width).unbind(dim=2)
-        wide = torch.promote_types(x.dtype, torch.float32)  # softmax overflows in half precision
-        logits = torch.bmm(query.to(wide).mT, key.to(wide) * channels**-0.5)
-        weights = logits.softmax(dim=-1).to(x.dtype)  # (batch, query pixel, key pixel)
-        return torch.bmm(value, weights.mT).view(batch, channels, height, width)
+
+def attend(qkv: Tensor, heads: int = 1) -> Tensor:
+    """Softmax attention among the pixels of each image.
+
+    Args:
+        qkv: Queries, keys and values, stored as a (q, k, v) triple per channel. Shape: (batch, 3 channels, h, w).
+        heads: Number of heads, each of which has the same number of consecutive channels.
+    Returns:
+        Attended values. Shape: (batch, channels, h, w).
+    """
+    batch, triple, height, width = qkv.shape
+    channels = triple // 3 // heads
+    query, key, value = qkv.reshape(batch * heads, channels, 3, height * width).unbind(dim=2)
+    wide = torch.promote_types(qkv.dtype, torch.float32)  # softmax overflows in half precision
+    logits = torch.bmm(query.to(wide).mT, key.to(wide) * channels**-0.5)
+    weights = logits.softmax(dim=-1).to(qkv.dtype)  # (batch, query pixel, key pixel)
+    return torch.bmm(value, weights.mT).reshape(batch, triple // 3, height, width)
 
 
 class PositionalEmbedding(nn.Module):
-    """Sines and cosines of the label at frequencies falling geometrically from 1 to 1/10000, both included."""
+    """Sines and cosines of the label at frequencies that fall geometrically from 1 towards 1/10000.
 
-    def __init__(self, channels: int, max_period: float = 10000.0) -> None:
+    Args:
+        channels: Width of the embedding.
+        max_period: Inverse of the lowest frequency.
+        endpoint: The lowest frequency is the last one (DDPM++) or the one after it (ADM).
+        cosines_first: Order of the two halves.
+    """
+
+    def __init__(
+        self, channels: int, max_period: float = 10000.0, endpoint: bool = True, cosines_first: bool = False
+    ) -> None:
         super().__init__()
-        self.channels = channels
-        self.max_period = max_period
+        self.channels, self.max_period = channels, max_period
+        self.endpoint, self.cosines_first = endpoint, cosines_first
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Embed. Shape: (batch,) to (batch, channels), sines before cosines."""
+        """Embed. Shape: (batch,) to (batch, channels)."""
         half = self.channels // 2
         # float32 whatever the dtype of the labels: trained weights have seen these rounded frequencies.
-        ramp = torch.arange(half, dtype=torch.float32, device=labels.device) / (half - 1)
+        ramp = torch.arange(half, dtype=torch.float32, device=labels.device) / (half - self.endpoint)
         angle = torch.outer(labels, ((1 / self.max_period) ** ramp).to(labels.dtype))
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
+        waves = (angle.cos(), angle.sin()) if self.cosines_first else (angle.sin(), angle.cos())
+        return torch.cat(waves, dim=1)
 
 
 class FourierEmbedding(nn.Module):

@@ -22,6 +22,7 @@ from solverdistill.cache import ShardCache, default_root
 from solverdistill.denoiser import Checkpointed, Counted, Guided, Teacher, Thresholded
 from solverdistill.families.base import Family
 from solverdistill.grids import Grid
+from solverdistill.guidance import RuleGuided
 from solverdistill.noise import float64
 from solverdistill.objectives import Batch
 from solverdistill.settings import check_fields
@@ -97,6 +98,8 @@ def describe(denoiser: Any) -> dict[str, Any]:
         return describe(denoiser.denoiser)
     if isinstance(denoiser, Guided):
         return {"guidance": denoiser.scale, "of": describe(denoiser.denoiser)}
+    if isinstance(denoiser, RuleGuided):
+        return {"guidance": denoiser.rule.description(), "of": describe(denoiser.denoiser)}
     if isinstance(denoiser, Thresholded):
         return {"threshold_quantile": denoiser.quantile, "of": describe(denoiser.denoiser)}
     raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import torch
@@ -106,6 +107,15 @@ class TargetData(LightningDataModule):
         self.settings, self.teacher, self.denoiser, self.family, self.dense = settings, teacher, denoiser, family, dense
         self.batch_size, self.steps, self.device, self.progress, self.rule = batch_size, steps, device, progress, rule
         self._splits: dict[str, Targets] = {}
+
+    def for_student(self, family: Family, rule: Grid | None) -> TargetData:
+        """The same targets for another student; what does not depend on the student is not made again."""
+        other = copy(self)
+        other.family, other.rule = family, rule
+        nested = self.settings.reference.nested is not None
+        if nested or not (self.dense or (self.family.learns_levels and family.learns_levels)):
+            other._splits = {}
+        return other
 
     def split(self, name: str) -> Targets:
         """Targets of a split, made at first use; those of "test" are end points only."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from solverdistill.families import build
 from solverdistill.families.dode import DistilledODE
-from solverdistill.fits import fit_dode
+from solverdistill.fits.greedy import fit_dode
 from solverdistill.grids import Grid
 from solverdistill.noise import EDM, Discrete, Path, float64
 from solverdistill.program import Evaluation, sample

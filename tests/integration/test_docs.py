@@ -15,7 +15,8 @@ import torch
 from solverdistill import Grid, families, read_solver, save_solver
 
 ROOT = Path(__file__).parents[2]
-TWO_STEPS = ["logger=csv", "evaluation=off", "fit.iterations=2", "fit.batch_size=2", "fit.validations=1", "trainer=cpu"]
+TWO_STEPS = ["logger=csv", "evaluation=off", "trainer=cpu", "fit=gradient"]
+TWO_STEPS += [f"fit.gradient.{setting}" for setting in ("iterations=2", "batch_size=2", "validations=1")]
 FEW_SAMPLES = ["targets.train_samples=4", "targets.validation_samples=2", "targets.cache=null"]
 
 

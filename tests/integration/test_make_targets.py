@@ -84,7 +84,8 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_on_a_shared_cache(tmp_path: Path) -> None:
     common = ["solver=ld3", "model=mixture", "trainer=cpu", "trainer.enable_progress_bar=false", "evaluation=off"]
-    common += ["logger=csv", "fit.iterations=4", "fit.batch_size=8", "fit.validations=1", "targets.train_samples=200"]
+    common += ["logger=csv", "targets.train_samples=200", "fit=gradient"]
+    common += [f"fit.gradient.{setting}" for setting in ("iterations=4", "batch_size=8", "validations=1")]
     params = []
     for name, more in (("two", ["trainer.devices=2", "trainer.strategy=ddp"]), ("one", [])):
         folder = tmp_path / name

@@ -20,12 +20,15 @@ TINY = [
     "logger=csv",
     "evaluation=off",
     "objective=endpoint",
-    f"fit.iterations={STEPS}",
-    "fit.batch_size=8",
-    "fit.validations=1",
     "targets.train_samples=64",
     "targets.validation_samples=8",
 ]
+
+
+def steps(fit: str, count: int) -> list[str]:
+    """Overrides for steps of gradient descent, in one of its forms."""
+    settings = (f"iterations={count}", "batch_size=8", "validations=1")
+    return [f"fit={fit}", *(f"fit.{fit}.{setting}" for setting in settings)]
 
 
 def run(home: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
@@ -46,7 +49,8 @@ def test_one_and_two_processes_end_at_the_same_params(fit: str, tmp_path: Path) 
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         where = [f"hydra.run.dir={folder}", "trainer=ddp", f"trainer.devices={processes}"]
-        result = run(tmp_path / "home", "model=digits_kde", "solver=gas", "solver.nfe=4", f"fit={fit}", *TINY, *where)
+        student = ["model=digits_kde", "solver=gas", "solver.nfe=4", *steps(fit, STEPS)]
+        result = run(tmp_path / "home", *student, *TINY, *where)
         assert result.returncode == 0, result.stderr
         ends.append(params(folder))
     start = {name: value for name, value in ends[0].items() if float(value.abs().max()) > 0}
@@ -56,11 +60,30 @@ def test_one_and_two_processes_end_at_the_same_params(fit: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("jacobian", ["sketch", "exact"])
+def test_direct_fits_share_their_work_and_end_at_the_same_params(jacobian: str, tmp_path: Path) -> None:
+    settings = ["iterations=3", "samples=16", "batch_size=4", "directions=4", f"jacobian={jacobian}"]
+    fit = ["fit=[race,least_squares,gauss_newton]", *(f"fit.gauss_newton.{setting}" for setting in settings)]
+    ends, spent = [], []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        where = [f"hydra.run.dir={folder}", "trainer=ddp", f"trainer.devices={processes}", *fit]
+        tiny = [setting for setting in TINY if not setting.startswith("objective")]
+        result = run(tmp_path / "home", "model=digits_kde", "solver=corrected", "solver.nfe=4", *tiny, *where)
+        assert result.returncode == 0, result.stderr
+        ends.append(params(folder))
+        spent.append(int((folder / "fits.csv").read_text().split("\n")[-2].split(",")[2]))
+    assert spent[1] == spent[0] > 0
+    assert any(float(value.abs().max()) > 1e-3 for value in ends[0].values())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_torchrun_writes_one_folder(tmp_path: Path) -> None:
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713")
-    where = [f"hydra.run.dir={tmp_path}/out/${{now:%f}}", "trainer=ddp", "trainer.devices=2", "fit.iterations=2"]
-    settings = [setting for setting in TINY if not setting.startswith("fit.iterations")]
-    result = run(tmp_path / "home", "model=mixture", *settings, *where, launcher=launcher)
+    where = [f"hydra.run.dir={tmp_path}/out/${{now:%f}}", "trainer=ddp", "trainer.devices=2", *steps("gradient", 2)]
+    result = run(tmp_path / "home", "model=mixture", *TINY, *where, launcher=launcher)
     assert result.returncode == 0, result.stderr
     folders = list((tmp_path / "out").iterdir())
     assert len(folders) == 1 and (folders[0] / "solver.json").is_file()
@@ -77,9 +100,8 @@ def test_a_sweep_of_subprocesses_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_submitit_sweep_trains_every_job(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    where = [f"hydra.sweep.dir={tmp_path}/sweep", "hydra/launcher=submitit_local", "fit.iterations=2"]
-    settings = [setting for setting in TINY if not setting.startswith("fit.iterations")]
-    arguments = ["-m", "solver=epd,dss", "solver.nfe=5,8", "model=mixture", *settings, *where]
+    where = [f"hydra.sweep.dir={tmp_path}/sweep", "hydra/launcher=submitit_local", *steps("gradient", 2)]
+    arguments = ["-m", "solver=epd,dss", "solver.nfe=5,8", "model=mixture", *TINY, *where]
     result = run(tmp_path / "home", *arguments)
     assert result.returncode == 0, result.stderr
     found = sorted(path.parent.name for path in (tmp_path / "sweep").glob("*/solver.json"))

@@ -40,7 +40,8 @@ def test_printed_list_is_the_grid(tmp_path: Path, method: str) -> None:
     assert result.stderr.strip().splitlines()[-1].endswith(f"{found.evaluations} evaluations of the teacher")
     assert not any(tmp_path.iterdir())
     if method == "gits":
-        tiny = ["logger=csv", "evaluation=off", "fit.iterations=1", "fit.batch_size=2", "fit.validations=1"]
+        tiny = ["logger=csv", "evaluation=off", "fit=gradient"]
+        tiny += [f"fit.gradient.{setting}" for setting in ("iterations=1", "batch_size=2", "validations=1")]
         tiny += [f"targets.{split}_samples=2" for split in ("train", "validation", "test")]
         tiny += ["output_dir=run", "trainer.enable_progress_bar=false"]
         trained = run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from solverdistill import families, load_solver, read_solver, sample
-from solverdistill.fits import fit_dode
+from solverdistill.configuration import make_optimizer
+from solverdistill.fits.greedy import fit_dode
 from solverdistill.objectives import Trajectory
-from solverdistill.run import make_optimizer, train
+from solverdistill.run import train
 from solverdistill.teachers.mixture import toy_mixture
 from solverdistill.trajectories import SPLITS, Reference, rmse, seeded_noise
 
@@ -27,25 +29,27 @@ CONFIGS = ROOT / "configs"
 TINY = [
     "logger=csv",
     "evaluation=off",
-    "fit.iterations=2",
-    "fit.batch_size=2",
-    "fit.validations=1",
     "targets.train_samples=4",
     "targets.validation_samples=2",
     "targets.test_samples=2",
     "trainer=cpu",
     "trainer.enable_progress_bar=false",
 ]
-GREEDY = ["fit.samples=2", *[override for override in TINY if not override.startswith("fit.")]]
+
+
+def two_steps(fit: str) -> list[str]:
+    """Overrides for two small steps of gradient descent, in one of its forms."""
+    return [f"fit={fit}", *(f"fit.{fit}.{setting}" for setting in ("iterations=2", "batch_size=2", "validations=1"))]
 
 
 def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
-def composed(output: Path, *overrides: str, tiny: Sequence[str] = TINY) -> DictConfig:
+def composed(output: Path, *overrides: str, fit: Sequence[str] | None = None, tiny: Sequence[str] = TINY) -> DictConfig:
+    fit = two_steps("gradient") if fit is None else fit
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("train", overrides=[*tiny, *overrides], return_hydra_config=True)
+        config = compose("train", overrides=[*tiny, *fit, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         config.output_dir = str(output)
@@ -75,15 +79,16 @@ def test_every_solver_trains_on_the_mixture_and_exports_what_it_trained(solver: 
 def test_every_experiment_runs_two_steps(experiment: str, tmp_path: Path) -> None:
     text = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text()
     model = "digits_kde" if "override /fit: adversarial" in text else "mixture"  # a discriminator looks at images
-    greedy = "override /fit: greedy" in text
-    train(composed(tmp_path / "run", f"experiment={experiment}", f"model={model}", tiny=GREEDY if greedy else TINY))
+    fit = re.findall(r"override /fit: (\w+)", text)[0]
+    tiny = ["fit.greedy.samples=2"] if fit == "greedy" else two_steps(fit)[1:]
+    train(composed(tmp_path / "run", f"experiment={experiment}", f"model={model}", fit=tiny))
     assert {"solver.json", "solver-last.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
-    assert "validation/rmse" in (tmp_path / "run" / "training" / "metrics.csv").read_text()
+    assert len((tmp_path / "run" / "fits.csv").read_text().split("\n")) > 2
 
 
 def test_the_greedy_fit_is_the_closed_form_on_the_training_samples(tmp_path: Path) -> None:
-    overrides = ["solver=dode_ipndm", "fit=greedy", "model=mixture", "targets.train_samples=70", "fit.samples=64"]
-    result = train(composed(tmp_path / "run", *overrides, "targets.validation_samples=64", tiny=GREEDY))
+    overrides = ["solver=dode_ipndm", "model=mixture", "targets.train_samples=70", "targets.validation_samples=64"]
+    result = train(composed(tmp_path / "run", *overrides, fit=["fit=greedy", "fit.greedy.samples=64"]))
     read = read_solver(tmp_path / "run" / "solver.json")
     family, teacher = families.build(**{k: v for k, v in read.family.items() if k != "params"}), toy_mixture()
     noise, _ = seeded_noise(range(64), teacher)
@@ -102,7 +107,7 @@ def test_the_greedy_fit_is_the_closed_form_on_the_training_samples(tmp_path: Pat
 )
 def test_the_greedy_fit_says_what_it_cannot_do(override: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=sentence):
-        train(composed(tmp_path / "run", "solver=dode_ddim", "model=mixture", "fit=greedy", override, tiny=GREEDY))
+        train(composed(tmp_path / "run", "solver=dode_ddim", "model=mixture", override, fit=["fit=greedy"]))
 
 
 @pytest.mark.parametrize("objective", names("objective"))
@@ -124,20 +129,23 @@ class Killed(RuntimeError):
 
 
 @pytest.mark.parametrize(
-    ("killed_at", "options"),
+    ("killed_at", "fit", "options"),
     [
-        (3, ["model=mixture"]),
-        (5, ["model=mixture", "fit.ema=0.9", "solver=gas"]),
-        (5, ["model=mixture", "fit=relaxed", "objective=endpoint"]),
-        (3, ["model=digits_kde", "fit=adversarial", "objective=endpoint", "fit.discriminator_lr=0.001"]),
+        (3, "gradient", ["model=mixture"]),
+        (5, "gradient", ["model=mixture", "fit.gradient.ema=0.9", "solver=gas"]),
+        (5, "relaxed", ["model=mixture", "objective=endpoint"]),
+        (3, "adversarial", ["model=digits_kde", "objective=endpoint", "fit.adversarial.discriminator_lr=0.001"]),
+        (3, "[race,gradient]", ["model=mixture", "solver=corrected", "solver.nfe=4"]),
     ],
-    ids=["gradient", "averaged", "relaxed", "adversarial"],
+    ids=["gradient", "averaged", "relaxed", "adversarial", "after-a-race"],
 )
 def test_a_killed_run_resumed_equals_an_uninterrupted_one(
-    killed_at: int, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed_at: int, fit: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = [*options, "fit.iterations=6", "fit.validations=3", "targets.train_samples=7"]
-    train(composed(tmp_path / "whole", *overrides))
+    name = fit.strip("[]").split(",")[-1]
+    sizes = [f"fit.{name}.{setting}" for setting in ("iterations=6", "batch_size=2", "validations=3")]
+    overrides = [f"fit={fit}", *sizes, *options, "targets.train_samples=7"]
+    train(composed(tmp_path / "whole", *overrides, fit=[]))
     evaluate = Trajectory.outcome
     steps = list[int]()
 
@@ -149,23 +157,54 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trajectory, "outcome", dies)
-        train(composed(tmp_path / "killed" / "first", *overrides))
-    train(composed(tmp_path / "killed" / "second", *overrides, "ckpt_path=last"))
+        train(composed(tmp_path / "killed" / "first", *overrides, fit=[]))
+    train(composed(tmp_path / "killed" / "second", *overrides, "ckpt_path=last", fit=[]))
     for file in ("solver-last.json", "solver.json"):
         whole = read_solver(tmp_path / "whole" / file).params
         resumed = read_solver(tmp_path / "killed" / "second" / file).params
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), file
 
 
+COUNTS = ["targets.train_samples=64", "targets.validation_samples=32", "model=mixture", "solver.nfe=4"]
+STEPPED = ["fit.gauss_newton.iterations=3", "fit.gauss_newton.samples=16"]
+
+
+@pytest.mark.parametrize("jacobian", ["sketch", "exact"])
 @pytest.mark.parametrize("solver", ["corrected", "gas"])
-def test_gauss_newton_lowers_the_error(solver: str, tmp_path: Path) -> None:
-    options = ["fit=gauss_newton", "fit.iterations=3", "fit.samples=16", f"solver={solver}", "solver.nfe=4"]
-    counts = ["targets.train_samples=64", "targets.validation_samples=32", "model=mixture"]
-    drop = [setting for setting in TINY if not setting.startswith(("fit.", "targets."))]
-    result = train(composed(tmp_path / "run", *options, *counts, tiny=drop))
-    start = train(composed(tmp_path / "start", *options, *counts, "fit.iterations=1", "fit.tries=1", tiny=drop))
-    assert result["rmse"] < start["rmse"]
-    assert load_solver(tmp_path / "run" / "solver.json").nfe == 4
+def test_gauss_newton_lowers_the_error(solver: str, jacobian: str, tmp_path: Path) -> None:
+    fit = ["fit=gauss_newton", *STEPPED, f"fit.gauss_newton.jacobian={jacobian}"]
+    result = train(composed(tmp_path / "run", f"solver={solver}", *COUNTS, fit=fit))
+    lines = (tmp_path / "run" / "fits.csv").read_text().split("\n")[1:-1]
+    errors = [float(line.split(",")[1]) for line in lines if line.startswith("gauss_newton,")]
+    assert errors[-1] < 0.9 * errors[0] and errors == sorted(errors, reverse=True)
+    assert result["rmse"] == errors[-1] and load_solver(tmp_path / "run" / "solver.json").nfe == 4
+
+
+def test_fits_begin_where_the_one_before_ended(tmp_path: Path) -> None:
+    names = "race,least_squares,gauss_newton,gradient"
+    fit = [f"fit=[{names}]", *STEPPED, *two_steps("gradient")[1:]]
+    result = train(composed(tmp_path / "run", "solver=corrected", *COUNTS, fit=fit))
+    ends: dict[str, list[float]] = {}
+    for line in (tmp_path / "run" / "fits.csv").read_text().split("\n")[1:-1]:
+        ends.setdefault(line.split(",")[0], []).append(float(line.split(",")[1]))
+    assert list(ends) == names.split(",")
+    for before, after in zip(list(ends.values()), list(ends.values())[1:], strict=False):
+        assert after[0] == pytest.approx(before[-1], rel=1e-5) and after[-1] <= after[0]
+    assert result["rmse"] == pytest.approx(ends["gradient"][-1], rel=1e-5) and result["rmse"] < 0.8 * ends["race"][0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["fit=[gauss_newton,race]"], "the race finds where to start, so it has to come first"),
+        (["fit=[gradient,relaxed]"], "has 2 fits with an optimizer; keep one of them"),
+        (["fit=least_squares", "solver=epd"], "fit=least_squares has nothing to fit in epd; leave it out"),
+        (["fit=[]"], "fit is empty; name at least one"),
+    ],
+)
+def test_fits_that_do_not_go_together_are_refused(overrides: list[str], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        train(composed(tmp_path / "run", "model=mixture", *overrides, fit=[]))
 
 
 def test_the_initial_state_is_a_candidate(tmp_path: Path) -> None:
@@ -210,7 +249,7 @@ def test_the_comparison_writes_its_files(tmp_path: Path) -> None:
 
 
 def run_command(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    output = [f"hydra.run.dir={tmp_path}/out/run", *TINY]
+    output = [f"hydra.run.dir={tmp_path}/out/run", *TINY, *two_steps("gradient")]
     given = {override.split("=")[0] for override in overrides}
     command = [sys.executable, "train.py", "model=mixture", *[o for o in output if o.split("=")[0] not in given]]
     return subprocess.run([*command, *overrides], capture_output=True, text=True, cwd=ROOT, timeout=300)
@@ -222,7 +261,7 @@ def run_command(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[
     [
         ("solver.nfee=5", "override 'solver.nfee' names a key that the configuration does not have"),
         ("+solver.pionts=3", "family 'epd' has no hyperparameter 'pionts'; it has: "),
-        ("fit.batch_size=abc", "batch_size of FitSettings must be an integer, not 'abc'"),
+        ("fit.gradient.batch_size=abc", "batch_size of FitSettings must be an integer, not 'abc'"),
         ("solver.nfe=7", "epd cannot spend exactly nfe=7 evaluations; the nearest it can reach: 5 and 8"),
         ("ckpt_path=missing.ckpt", "checkpoint missing.ckpt (ckpt_path) does not exist"),
         ("hydra.run.dir=train.py/inside", "train.py/inside"),

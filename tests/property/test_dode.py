@@ -11,7 +11,7 @@ from torch import Tensor
 from solverdistill.families import build
 from solverdistill.families.base import Params
 from solverdistill.families.dode import DistilledODE
-from solverdistill.fits import fit_dode
+from solverdistill.fits.greedy import fit_dode
 from solverdistill.grids import Grid
 from solverdistill.noise import VP, float64, make_path
 from solverdistill.program import sample

@@ -9,6 +9,7 @@ from torch import Tensor
 from solverdistill.families import CLASSICAL, ROSTER, build
 from solverdistill.families.base import Family, Params
 from solverdistill.families.corrected import Corrected
+from solverdistill.families.dyweight import DyWeight
 from solverdistill.program import sample
 from solverdistill.teachers.mixture import toy_mixture
 from tests.property.test_roster import GRIDS, random_params
@@ -34,6 +35,8 @@ def idle(family: Family, params: Params) -> dict[str, Tensor]:
         if n <= 6:
             for row in (n - 2, n - 1):
                 none["raw_coeffs"][row] = torch.arange(n) != row - 1
+    elif isinstance(family, DyWeight):  # nothing above pure noise can be told
+        none["hybrid_weights"], none["t_scale"] = ~family.acting, family.program(params).alpha == 0
     elif name == "bns":
         none["b"] = ~lower_triangle(params["b"].shape[0], 0)
     elif name in ("s4s", "s4s_alt"):
@@ -46,6 +49,11 @@ def idle(family: Family, params: Params) -> dict[str, Tensor]:
         none["correction_inputs"], none["correction_denoised"] = (~family.mask).split([1, family.nfe], dim=1)
         none["told"] = family.program(params).alpha == 0
         none["correction_inputs"][:-1, 0] |= none["told"]
+    elif name in ("iia_edm", "biia_edm"):  # the first step has no step before it
+        for key in none:
+            none[key][0, 1:] = True
+    elif name in ("iia_ddim", "iia_ipndm"):  # nor has its output changed since then
+        none["phi"][0] = True
     elif name.startswith("dode"):
         # The first evaluation has no previous output, but for the noise itself in noise prediction.
         none["lambdas"].view(-1)[0] = family.path.name in ("edm", "flow")

@@ -36,6 +36,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"base": "ipndm", "order": 3, "window": "smooth"},
         {"base": "unipc", "predict_x0": False, "init_from": "paper"},
     ],
+    "dyweight": [{"max_history": None, "keep_output": True}, {"max_history": 2, "learn_time_scale": False}],
+    "iia_edm": [{"r": 2}],
+    "biia_edm": [{"r": 0}],
+    "iia_ipndm": [{"max_order": 2}],
+    "iia_dpmpp": [{"order": 3}, {"predict_x0": False}],
     "corrected": [
         {"base": "ipndm", "order": 3, "learn_told": False},
         {"base": "heun"},

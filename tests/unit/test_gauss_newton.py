@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt: exact Jacobians by every means, steps that lower the error, and what a fit refuses."""
+"""Damped Gauss-Newton: exact and sketched normal equations, steps that lower the error, what a fit refuses."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ import torch
 from torch import Tensor
 
 from solverdistill.denoiser import Counted
-from solverdistill.derivatives import MODES, TANGENT_COST, Differentiator, coefficient_tangents
 from solverdistill.families import build
 from solverdistill.families.base import Family, Params
-from solverdistill.gauss_newton import (
-    GaussNewtonFit,
-    NormalEquations,
-    damped_step,
-    fit_gauss_newton,
-    moved,
-    normal_equations,
-    take,
-)
+from solverdistill.fits.derivatives import MODES, Differentiator, coefficient_tangents
+from solverdistill.fits.gauss_newton import GaussNewtonFit, fit_gauss_newton
+from solverdistill.fits.normal_equations import Equations, NormalEquations, damped_step, moved, take
+from solverdistill.fits.report import BACKWARD_COST, TANGENT_COST
+from solverdistill.fits.sketches import RollOut, random_signs
 from solverdistill.grids import Grid
 from solverdistill.objectives import Batch
 from solverdistill.program import sample
@@ -84,17 +79,48 @@ def test_the_jacobian_is_that_of_back_propagation(name: str, steps: int, options
     torch.testing.assert_close(ours, reverse_jacobian(family, params, batch), rtol=close, atol=close)
 
 
-def test_the_gradient_is_that_of_the_mean_rmse_however_samples_are_batched() -> None:
+@every_family
+def test_single_samples_are_differentiated_as_by_back_propagation(
+    name: str, steps: int, options: dict[str, Any]
+) -> None:
+    family, batch = build(name, Grid("polynomial", steps), **options), of_mixture(3)
+    params, vectors = perturbed(family), torch.randn(2, 3, 6, dtype=torch.float64)
+    program, tangents = coefficient_tangents(family, params)
+    roll_out = RollOut(program, toy_mixture(), batch)
+    torch.testing.assert_close(roll_out.end, sample(program, toy_mixture(), batch.noise))
+    jacobian = reverse_jacobian(family, params, batch)
+    for k, vector in enumerate(vectors):
+        expected = torch.einsum("pnd,nd->np", jacobian, vector)
+        ours = roll_out.differentiate(vector, tangents, last=k == 1)
+        torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-8)
+
+
+def equations_of(family: Family, params: Params, batch: Batch, size: int, jacobian: str, signs: Tensor) -> Any:
+    make = Equations(toy_mixture(), size, jacobian, len(signs))
+    return make(family, params, batch, signs, 1e-9, batch.noise.shape[0])
+
+
+@pytest.mark.parametrize("jacobian", ["sketch", "exact"])
+def test_the_gradient_is_that_of_the_mean_rmse_however_samples_are_batched(jacobian: str) -> None:
     family, batch = build("corrected", Grid("polynomial", 3), base="dpmpp"), of_mixture(7)
     params = {name: value.requires_grad_() for name, value in perturbed(family).items()}
-    rmse(sample(family.program(params), toy_mixture(), batch.noise), batch.end).sum().backward()
+    rmse(sample(family.program(params), toy_mixture(), batch.noise), batch.end).mean().backward()
     expected = torch.cat([value.grad.flatten() for value in params.values() if value.grad is not None])
-    whole, parts = (
-        normal_equations(family, params, Differentiator(toy_mixture()), batch, size, floor=1e-9) for size in (7, 3)
-    )
+    signs = random_signs((1, 7, 6), torch.Generator().manual_seed(0))
+    whole, parts = (equations_of(family, params, batch, size, jacobian, signs) for size in (7, 3))
     torch.testing.assert_close(whole.g, expected, rtol=1e-8, atol=1e-10)
     for ours, theirs in zip(parts, whole, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_sketch_is_the_exact_curvature_on_average() -> None:
+    """Projections on all 2^6 vectors of signs have exactly the identity as their mean outer product."""
+    family, batch = build("corrected", Grid("polynomial", 3), base="dpmpp"), of_mixture(4)
+    params = perturbed(family)
+    signs = torch.tensor([[1 - 2 * (k >> bit & 1) for bit in range(6)] for k in range(64)], dtype=torch.int8)
+    sketched = equations_of(family, params, batch, 4, "sketch", signs[:, None].expand(64, 4, 6))
+    exact = equations_of(family, params, batch, 4, "exact", signs[:1, None].expand(1, 4, 6))
+    torch.testing.assert_close(sketched.H, exact.H, rtol=1e-8, atol=1e-10)
 
 
 def test_a_step_solves_the_damped_equations_and_leaves_idle_params() -> None:
@@ -106,17 +132,21 @@ def test_a_step_solves_the_damped_equations_and_leaves_idle_params() -> None:
     assert step[3] == 0
 
 
+@pytest.mark.parametrize("jacobian", ["sketch", "exact"])
 @every_family
-def test_a_few_iterations_lower_the_held_out_error(name: str, steps: int, options: dict[str, Any]) -> None:
+def test_a_few_iterations_lower_the_held_out_error(
+    name: str, steps: int, options: dict[str, Any], jacobian: str
+) -> None:
     family, denoiser = build(name, Grid("polynomial", steps), **options), toy_mixture()
     train, held_out = of_mixture(48), of_mixture(32)
-    params, report = fit_gauss_newton(family, denoiser, train, held_out, GaussNewtonFit(iterations=4))
+    settings = GaussNewtonFit(iterations=4, jacobian=jacobian)
+    params, report = fit_gauss_newton(family, denoiser, train, held_out, settings)
     errors = [point.rmse for point in report.history]
     assert errors[0] == pytest.approx(error_of(family, family.init(0), denoiser, held_out))
     assert errors == sorted(errors, reverse=True) and report.rmse < 0.8 * errors[0]
     assert error_of(family, params, denoiser, held_out) == pytest.approx(report.rmse)
     assert error_of(family, params, denoiser, of_mixture(64)) < errors[0]
-    again, same = fit_gauss_newton(family, denoiser, train, held_out, GaussNewtonFit(iterations=4))
+    again, same = fit_gauss_newton(family, denoiser, train, held_out, settings)
     assert all(torch.equal(params[key], again[key]) for key in params)
     assert [point.rmse for point in same.history] == errors and same.evaluations == report.evaluations
 
@@ -127,7 +157,7 @@ def test_it_beats_adam_at_the_same_number_of_network_evaluations() -> None:
     family, denoiser = build("corrected", Grid("polynomial", 5), base="unipc", order=3), toy_mixture()
     torch.manual_seed(0)
     train, held_out, size = of_mixture(256), of_mixture(256), 32
-    settings = GaussNewtonFit(iterations=16, batch_size=128, patience=5)
+    settings = GaussNewtonFit(iterations=16, batch_size=128, patience=5, jacobian="exact")
     _, report = fit_gauss_newton(family, denoiser, train, held_out, settings)
     steps = report.evaluations // (2 * family.nfe * size)
     params = {name: value.requires_grad_() for name, value in family.init(0).items()}
@@ -148,19 +178,41 @@ def test_a_network_in_single_precision_is_fitted_in_forward_mode() -> None:
     teacher = edm_digits()
     train, held_out = (solved(teacher, *seeded_noise(range(start, start + 24), teacher)) for start in (0, 1000))
     family = build("corrected", Grid("polynomial", 3), base="unipc")
-    settings = GaussNewtonFit(iterations=2, batch_size=12, directions=24)
+    settings = GaussNewtonFit(iterations=2, batch_size=12, directions=24, jacobian="exact")
     _, report = fit_gauss_newton(family, teacher, train, held_out, settings)
-    assert report.derivatives == "vmap" and report.rmse < 0.8 * report.history[0].rmse
+    assert report.note == "derivatives: vmap" and report.rmse < 0.8 * report.history[0].rmse
 
 
 def test_evaluations_are_counted() -> None:
     family, batch = build("corrected", Grid("polynomial", 3), base="dpmpp"), of_mixture(8)
+    settings = GaussNewtonFit(iterations=1, tries=1, directions=100, jacobian="exact")
     counted = Counted(toy_mixture())
-    _, report = fit_gauss_newton(family, counted, batch, batch, GaussNewtonFit(iterations=1, tries=1, directions=100))
+    _, report = fit_gauss_newton(family, counted, batch, batch, settings)
     active = family.nfe * 2 + 2 * 3 + 1 + int(family.init(0)["raw_dt"].numel())  # told, rows, times
-    jacobian = round(TANGENT_COST * active * 8 * 3)
+    jacobian = round((1 + TANGENT_COST * active) * 8 * 3)
     assert counted.images == 4 * 8 * 3  # start, residuals, once through the derivative, one trial
-    assert report.evaluations == counted.images + jacobian
+    assert {kind: cost.evaluations for kind, cost in report.spent.items()} == {
+        "teacher": 0,
+        "forward": 3 * 8 * 3,
+        "backward": jacobian,
+    }
+    counted = Counted(toy_mixture())
+    _, report = fit_gauss_newton(family, counted, batch, batch, replace(settings, jacobian="sketch", sketches=2))
+    assert counted.images == report.spent["forward"].evaluations == 3 * 8 * 3  # start, one roll-out, one trial
+    assert report.spent["backward"].evaluations == 3 * BACKWARD_COST * 8 * 3  # the gradient and two projections
+    assert report.evaluations == sum(cost.evaluations for cost in report.spent.values())
+
+
+def test_a_budget_and_checkpointing() -> None:
+    family, batch = build("corrected", Grid("polynomial", 3), base="dpmpp"), of_mixture(32)
+    settings = GaussNewtonFit(iterations=10, tries=1)
+    params, report = fit_gauss_newton(family, toy_mixture(), batch, batch, settings)
+    recomputed, _ = fit_gauss_newton(family, toy_mixture(), batch, batch, replace(settings, checkpointing=True))
+    assert all(torch.equal(params[name], recomputed[name]) for name in params)
+    third = report.history[3].evaluations
+    _, stopped = fit_gauss_newton(family, toy_mixture(), batch, batch, replace(settings, evaluations=third))
+    assert [point.rmse for point in stopped.history] == [point.rmse for point in report.history[:4]]
+    assert stopped.stopped == "budget spent" and len(report.history) > 4
 
 
 class Fused(torch.autograd.Function):
@@ -182,9 +234,10 @@ def test_a_network_without_forward_derivative_is_differenced_and_the_log_says_so
         return Fused.apply(toy_mixture()(x, alpha, sigma))  # pyright: ignore[reportReturnType]
 
     family, batch = build("corrected", Grid("polynomial", 3), base="dpmpp"), of_mixture(16)
+    settings = GaussNewtonFit(iterations=2, batch_size=8, jacobian="exact")
     with caplog.at_level(logging.WARNING):
-        _, report = fit_gauss_newton(family, fused, batch, batch, GaussNewtonFit(iterations=2, batch_size=8))
-    assert report.derivatives == "differences" and report.rmse < report.history[0].rmse
+        _, report = fit_gauss_newton(family, fused, batch, batch, settings)
+    assert report.note == "derivatives: differences" and report.rmse < report.history[0].rmse
     assert len(caplog.records) == 2 and "taking differences" in caplog.text
 
 
@@ -220,7 +273,8 @@ def test_a_fit_at_its_minimum_stops_and_returns_where_it_was() -> None:
     batch = Batch(noise, noise[None][:0], sample(family.program(family.init(0)), denoiser, noise) + 1e-9)
     start = family.init(0)
     held_out = replace_end(batch, batch.end - 1e-9)
-    params, report = fit_gauss_newton(family, denoiser, batch, held_out, start=start)
+    settings = GaussNewtonFit(jacobian="exact")
+    params, report = fit_gauss_newton(family, denoiser, batch, held_out, settings, start)
     assert report.rmse == 0 and all(torch.equal(params[name], start[name]) for name in start)
     assert report.stopped == "no step lowers the held-out error" and len(report.history) == 2
 
@@ -248,5 +302,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         GaussNewtonFit(samples=0)
     with pytest.raises(ValueError, match="fit.damping_factor must be above 1, not 1"):
         GaussNewtonFit(damping_factor=1.0)
+    with pytest.raises(ValueError, match="fit.jacobian 'full' is unknown; known: sketch, exact"):
+        GaussNewtonFit(jacobian="full")
     with pytest.raises(TypeError, match="iterations of GaussNewtonFit must be an integer"):
         GaussNewtonFit(iterations="many")  # pyright: ignore[reportArgumentType]

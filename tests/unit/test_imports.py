@@ -15,24 +15,28 @@ HEAVY = ("lightning", "hydra", "omegaconf", "diffusers", "wandb", "torchvision",
 
 # Lower layers first; a module imports from its own layer or from below.
 LAYERS = [
-    ("settings",),
+    ("settings", "processes", "pickle_rules", "pickles"),
     ("noise",),
     ("program",),
     ("denoiser", "tracing", "grids", "networks"),
-    ("coefficients", "cache", "ema", "perceptual", "relaxed", "adversarial"),
+    ("zoo", "coefficients", "guidance", "cache", "ema", "perceptual", "relaxed", "adversarial"),
     ("progress", "sentences", "launch", "recording"),
     ("families", "teachers"),
     ("trajectories", "features"),
     ("objectives", "search"),
-    ("local", "search_loss", "fits", "derivatives", "gauss_newton"),
+    ("local", "search_loss", "students"),
+    ("fits",),
     ("targets", "module"),
     ("module_published_epd", "module_adversarial", "module_relaxed", "consumers", "importers"),
-    ("evaluation", "exporting"),
-    ("run",),
+    ("evaluation", "exporting", "sampling"),
+    ("stages",),
+    ("configuration",),
+    ("run", "cli", "__main__"),
 ]
 MODULES = {"module", "module_published_epd", "module_adversarial", "module_relaxed"}
-TRAINING = MODULES | {"targets", "run", "progress", "launch", "recording"}
-ALLOWED = {"lightning": TRAINING, "hydra": {"run"}, "omegaconf": {"run"}}
+TRAINING = MODULES | {"targets", "configuration", "run", "progress", "launch", "recording"}
+COMPOSING = {"configuration", "run"}
+ALLOWED = {"lightning": TRAINING, "hydra": COMPOSING, "omegaconf": COMPOSING}
 
 
 def modules() -> dict[str, Path]:
@@ -81,6 +85,16 @@ def test_frameworks_appear_where_they_belong(name: str) -> None:
         framework = imported.split(".")[0]
         if framework in ALLOWED:
             assert part in ALLOWED[framework], f"{name} imports {framework}"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_diffusers_is_imported_when_used_and_only_by_its_own_modules(name: str) -> None:
+    foreign = {"diffusers", "transformers", "huggingface_hub"}
+    at_import = {imported.split(".")[0] for imported in imports(modules()[name], top_level_only=True)}
+    assert not foreign & at_import or name == "solverdistill.consumers.diffusers"  # it is a class of that library
+    if "diffusers" not in name:
+        used = {imported.split(".")[0] for imported in imports(modules()[name], top_level_only=False)}
+        assert not {"diffusers", "transformers"} & used
 
 
 def test_import_is_light() -> None:

@@ -9,8 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from solverdistill.configuration import make_student
 from solverdistill.grids import Grid
-from solverdistill.run import make_student
 from solverdistill.teachers.mixture import toy_mixture
 
 CONFIGS = Path(__file__).parents[2] / "configs"

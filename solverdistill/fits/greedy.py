@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from solverdistill.families.base import Family, Params, State
 from solverdistill.families.dode import DistilledODE
+from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.objectives import Batch
 from solverdistill.program import sample
 from solverdistill.settings import check_fields
@@ -40,21 +39,6 @@ class GreedyFit:
     def batch_size(self) -> int:
         """Samples per step: all of them."""
         return self.samples
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a fit found.
-
-    Args:
-        best: Params with the smallest error on held-out samples.
-        last: Params at the end.
-        rmse: Mean RMSE of the end points of held-out samples, with the best params.
-    """
-
-    best: Params
-    last: Params
-    rmse: float
 
 
 class _LeastSquares:
@@ -123,17 +107,14 @@ def check_greedy(family: Family) -> None:
 
 
 @torch.no_grad()
-def fit_greedily(
-    family: Family, denoiser: Any, batch: Batch, validation: Iterable[Batch], device: torch.device | str = "cpu"
-) -> Fitted:
+def fit_greedily(family: Family, denoiser: Any, batch: Batch, held_out: Batch) -> tuple[Params, FitReport]:
     """Fit a D-ODE solver to a batch with whole reference trajectories, and measure it on held-out samples.
 
     Args:
         family: A `dode_*` family.
-        denoiser: The teacher, possibly guided; on `device`.
+        denoiser: The teacher, possibly guided, on the device of the batches.
         batch: Samples to fit.
-        validation: Held-out samples.
-        device: Where the network runs.
+        held_out: Held-out samples with end points.
     Raises:
         ValueError: the family has no lambdas, or the batch no trajectories.
     """
@@ -141,14 +122,19 @@ def fit_greedily(
         raise ValueError(f"fit_greedily fits the lambdas of dode families; {family.name} has none")
     if batch.reference is None:
         raise ValueError("fit_greedily needs the whole reference trajectory in `batch.reference`")
-    noise, cond, reference = batch.noise.to(device), _moved(batch.cond, device), batch.reference.to(device)
-    params = fit_dode(family, denoiser, noise, reference, cond)
-    program, errors = family.program(params), []
-    for held_out in validation:
-        end = sample(program, denoiser, held_out.noise.to(device), _moved(held_out.cond, device))
-        errors.append(rmse(end, held_out.end.to(device)))
-    return Fitted(params, params, float(torch.cat(errors).mean()))
+    meter = Meter(batch.noise.device)
 
+    def point(params: Params) -> Point:
+        with meter.measure("forward", held_out.noise.shape[0] * family.nfe):
+            end = sample(family.program(params), denoiser, held_out.noise, held_out.cond)
+        return Point(float(rmse(end, held_out.end).mean()), meter.evaluations, meter.seconds)
 
-def _moved(cond: Any, device: torch.device | str) -> Any:
-    return None if cond is None else pytree.tree_map(lambda leaf: leaf.to(device), cond)
+    start = family.init(0)
+    history = [point(start)]
+    with meter.measure("forward", batch.noise.shape[0] * family.nfe):
+        params = fit_dode(family, denoiser, batch.noise, batch.reference, batch.cond)
+    fitted = point(params)
+    better = fitted.rmse < history[0].rmse
+    history.append(fitted if better else history[0])
+    note = "" if better else "the lambdas found are worse than none on held-out samples"
+    return (params if better else start), FitReport.of("greedy", history, meter, "all lambdas found", note)

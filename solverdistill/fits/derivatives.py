@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from solverdistill.families.base import Family, Params
+from solverdistill.fits.report import TANGENT_COST, Meter
 from solverdistill.objectives import Batch
 from solverdistill.program import Coefficients, SolverProgram, sample_with
 
-TANGENT_COST = 1.5  # forward evaluations that one directional derivative of one image takes, as measured on U-Nets
 MODES = ("vmap", "loop", "differences")
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ class Differentiator:
         directions: Directions taken at once.
         mode: "vmap": forward mode, many directions at once; "loop": one by one; "differences": central differences.
             Falls back to the next one where the network refuses.
-        evaluations: Images evaluated so far, in forward equivalents.
+        meter: Where the work is counted.
     """
 
     denoiser: Any
     directions: int = 8
     mode: str = "vmap"
-    evaluations: int = field(default=0, init=False)
+    meter: Meter = field(default_factory=Meter)
 
     @torch.no_grad()
     def __call__(self, program: SolverProgram, tangents: Coefficients, batch: Batch) -> Tensor:
@@ -78,13 +78,13 @@ class Differentiator:
         def differentiate(*direction: Tensor) -> Tensor:
             return torch.func.jvp(play, primals, direction)[1]
 
-        if self.mode == "differences":
-            result = self._difference(play, primals, [value[0] for value in part], batch.noise.dtype)[None]
-            self.evaluations += 2 * images
-            return result
-        result = torch.vmap(differentiate)(*part) if self.mode == "vmap" else differentiate(*(v[0] for v in part))[None]
-        self.evaluations += round((1 + TANGENT_COST * count) * images)
-        return result
+        cost = 2 * images if self.mode == "differences" else (1 + TANGENT_COST * count) * images
+        with self.meter.measure("backward", cost):
+            if self.mode == "differences":
+                return self._difference(play, primals, [value[0] for value in part], batch.noise.dtype)[None]
+            if self.mode == "vmap":
+                return torch.vmap(differentiate)(*part)
+            return differentiate(*(value[0] for value in part))[None]
 
     @staticmethod
     def _difference(play: Any, primals: tuple[Tensor, ...], direction: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,8 @@
+"""`python -m solverdistill`: the same commands as `solverdistill`."""
+
+from __future__ import annotations
+
+from solverdistill.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Race of starts: where a fit should begin, found by a few dozen end points each before anything is trained.
+
+A student's error before training depends on its grid, and on the solver that it starts as, by factors; a fit that
+begins at the best one needs fewer iterations and ends lower (docs/benchmarks/fits.md). Everything that a family can
+start as (`Family.starts`) races on every grid of `GRIDS`, on the grid that it is configured with, and on the grids that
+dynamic programming finds for Euler jumps along the reference (`solverdistill.search.gits`, no network calls).
+
+Successive halving on common noise: all start on a few samples, the best go on with more, the last few run on all.
+Reference: Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from solverdistill.fits.normal_equations import play_batches, take
+from solverdistill.fits.report import FitReport, Meter, Point
+from solverdistill.grids import Grid
+from solverdistill.noise import EDM, Flow, Path
+from solverdistill.objectives import Batch
+from solverdistill.processes import share, total
+from solverdistill.search import cheapest_path, jump_costs
+from solverdistill.settings import check_fields
+from solverdistill.students import Student
+from solverdistill.trajectories import Trajectory, rmse
+
+GITS_WEIGHTS = (1.0, 1.15)  # gamma: even, and the paper's for small networks
+
+
+@dataclass(frozen=True)
+class RaceFit:
+    """Settings of the race.
+
+    Args:
+        first: Samples of the first round, in which all take part.
+        survivors: Starts that go on to the second round, with four times as many samples; the best two of them run on
+            all held-out samples.
+        starts: Let the family start as every solver that it can, not as the configured one alone.
+        gits: Take part with searched grids too.
+        batch_size: Samples that go through the network at once.
+    """
+
+    first: int = 8
+    survivors: int = 8
+    starts: bool = True
+    gits: bool = True
+    batch_size: int = 64
+    iterations: ClassVar[int] = 1
+    interval: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("first", "survivors", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"fit.race.{name} must be at least 1, not {getattr(self, name)}")
+
+
+class Entrant(NamedTuple):
+    """A start: what it is, and the student that begins there."""
+
+    label: str
+    student: Student
+
+
+class Placed(NamedTuple):
+    """An entrant and its mean RMSE in the last round that it took part in."""
+
+    entrant: Entrant
+    rmse: float
+
+
+def grid_rules(path: Path, rule: Grid | None, noise_range: tuple[float, float]) -> dict[str, Grid]:
+    """Rules that are worth a try on a path, between the ends of the configured rule."""
+    start, end = noise_range if rule is None else (rule.start, rule.end)
+    base = Grid(steps=1, start=start, end=end)
+    rules = {f"polynomial rho {rho:g}": replace(base, kind="polynomial", rho=rho) for rho in (5.0, 7.0)}
+    rules["uniform"] = replace(base, kind="time_uniform", rho=1.0)
+    rules["quadratic"] = replace(base, kind="quadratic")
+    rules["logsnr"] = replace(base, kind="logsnr")
+    if isinstance(path, Flow):
+        rules |= {f"shift {shift:g}": replace(base, kind="flow_shift", shift=shift) for shift in (2.0, 3.0, 5.0)}
+    elif isinstance(path, EDM):
+        rules["time_uniform rho 3"] = replace(base, kind="time_uniform", rho=3.0)
+    return rules
+
+
+def entrants(
+    student: Student,
+    noise_range: tuple[float, float],
+    reference: Trajectory | None = None,
+    starts: bool = True,
+) -> Iterator[Entrant]:
+    """Everything that the student can start as, the configured start first; what cannot be built is left out.
+
+    Args:
+        student: As configured.
+        noise_range: Ends of the grids of a student whose levels were listed.
+        reference: Fine trajectories for searched grids; None for none.
+        starts: Whether the family's other starts take part.
+    """
+    yield Entrant("configured", student)
+    path, grids = student.family.path, dict[str, Any](grid_rules(student.family.path, student.rule, noise_range))
+    if reference is not None:
+        costs, levels = jump_costs(reference), reference.path.from_clock(reference.clock).tolist()
+        for gamma in GITS_WEIGHTS:
+            if student.family.steps < len(levels):
+                chosen = cheapest_path(costs, student.family.steps, gamma)
+                grids[f"GITS gamma {gamma:g}"] = [levels[i] for i in chosen]
+    seen = {student.family}
+    for options in student.family.starts() if starts else ({},):
+        for label, grid in grids.items():
+            try:
+                other = student.elsewhere(grid, options)
+                levels_of_path = all(level.alpha >= 0 for level in other.family.prepared_levels(other.family.init(0)))
+            except ValueError:
+                continue
+            if other.family not in seen and levels_of_path and other.family.path == path:
+                seen.add(other.family)
+                own = " ".join(str(value) for value in options.values() if value is not None)
+                yield Entrant(f"{own} on {label}" if own else label, other)
+
+
+@torch.no_grad()
+def run_race(
+    student: Student,
+    denoiser: Any,
+    held_out: Batch,
+    noise_range: tuple[float, float],
+    reference: Trajectory | None = None,
+    settings: RaceFit | None = None,
+    seed: int = 0,
+) -> tuple[Student, FitReport]:
+    """Find the start with the smallest mean RMSE of the end points; of equal ones the first, the configured one.
+
+    Args:
+        student: As configured.
+        denoiser: The teacher, possibly guided, on the device of the samples.
+        held_out: Samples to race on; the same in all processes, which share the work.
+        noise_range: The teacher's.
+        reference: Trajectories of some training samples, for searched grids; None leaves these out.
+        settings: Sizes of the rounds.
+        seed: Seed of the initial params.
+    Returns:
+        The student at its start, and the report: the errors of the configured start and of the winner.
+    """
+    settings, meter = settings or RaceFit(), Meter(held_out.noise.device)
+    count = held_out.noise.shape[0]
+    field = list(entrants(student, noise_range, reference if settings.gits else None, settings.starts))
+    configured, begun = field[0], len(field)
+
+    def place(field: list[Entrant], samples: int) -> list[Placed]:
+        batch = take(held_out, torch.arange(min(samples, count)))
+        errors = [_error(entrant.student, denoiser, batch, settings.batch_size, meter, seed) for entrant in field]
+        placed = [Placed(entrant, error) for entrant, error in zip(field, errors, strict=True)]
+        return sorted(placed, key=lambda one: one.rmse)
+
+    for samples, survivors in ((settings.first, settings.survivors), (4 * settings.first, 2)):
+        field = [placed.entrant for placed in place(field, samples)[:survivors]]
+    final = place([*([] if configured in field else [configured]), *field], count)
+    if final[0].rmse == next(placed.rmse for placed in final if placed.entrant == configured):
+        final.sort(key=lambda placed: (placed.rmse, placed.entrant != configured))
+    start = next(placed.rmse for placed in final if placed.entrant == configured)
+    winner, second = final[0], final[min(1, len(final) - 1)]
+    history = [Point(start, 0, 0.0), Point(winner.rmse, meter.evaluations, meter.seconds)]
+    note = f"{winner.entrant.label} won over {begun - 1} others"
+    if second.entrant != winner.entrant:
+        note += f", next {second.entrant.label} with {second.rmse:.4f}"
+    return winner.entrant.student, FitReport.of("race", history, meter, "all rounds done", note)
+
+
+def _error(student: Student, denoiser: Any, batch: Batch, batch_size: int, meter: Meter, seed: int) -> float:
+    """Mean RMSE of the end points before training; infinite where it is not finite."""
+    program, count = student.family.program(student.family.init(seed)).detach(), batch.noise.shape[0]
+    own = take(batch, share(torch.arange(count)))
+    with meter.measure("forward", own.noise.shape[0] * program.nfe):
+        ends = play_batches(program, denoiser, own, batch_size) if len(own.noise) else own.end
+        error = float(total(rmse(ends, own.end).double().sum().cpu())) / count
+    return error if error < float("inf") else float("inf")

@@ -1,0 +1,129 @@
+"""The fits of a run, one after the other: each begins where the one before it ended.
+
+    fit=[race,least_squares,gauss_newton,gradient]
+
+A race changes the student (its grid, the solver that it starts as), the others its params. What a fit does not improve
+on held-out samples it leaves alone, so no stage ends worse than the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from solverdistill.families.base import Params
+from solverdistill.fits.gauss_newton import GaussNewtonFit, fit_gauss_newton
+from solverdistill.fits.greedy import GreedyFit, check_greedy, fit_greedily
+from solverdistill.fits.least_squares import fit_least_squares
+from solverdistill.fits.normal_equations import on_device
+from solverdistill.fits.race import RaceFit, run_race
+from solverdistill.fits.report import FitReport
+from solverdistill.fits.row_fits import LeastSquaresFit
+from solverdistill.module import FitSettings
+from solverdistill.objectives import Batch
+from solverdistill.students import Student
+from solverdistill.targets import TargetData
+
+DirectFit = RaceFit | LeastSquaresFit | GreedyFit | GaussNewtonFit
+AnyFit = DirectFit | FitSettings
+RACE_TRAJECTORIES = 64  # training samples that grids are searched on
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands between two fits.
+
+    Args:
+        student: The student.
+        params: Its best params so far; None for the family's own initial ones.
+        rmse: Their mean RMSE on the held-out samples; None before it is known.
+        last: Params at the end of the last fit, where these are others than the best.
+        reports: What the fits so far did and cost.
+    """
+
+    student: Student
+    params: Params | None = None
+    rmse: float | None = None
+    last: Params | None = None
+    reports: tuple[FitReport, ...] = field(default=())
+
+    def after(self, report: FitReport, params: Params | None, student: Student | None = None) -> Standing:
+        """The standing after a fit; params that are not better than those before are dropped."""
+        reports, rmse = (*self.reports, report), report.rmse
+        if self.rmse is not None and not rmse < self.rmse:
+            return replace(self, reports=reports)
+        return Standing(student or self.student, params, rmse, None, reports)
+
+
+def check_fits(fits: Mapping[str, AnyFit], student: Student) -> None:
+    """Refuse an order of fits, or a student, that cannot work, before anything is computed.
+
+    Raises:
+        ValueError: the race is not first, there are two fits with an optimizer, or a fit does not know the family.
+    """
+    if not fits:
+        raise ValueError("fit is empty; name at least one, for example fit=[race,gauss_newton]")
+    if "race" in fits and next(iter(fits)) != "race":
+        raise ValueError(f"fit=[{','.join(fits)}]: the race finds where to start, so it has to come first")
+    trained = [name for name, fit in fits.items() if isinstance(fit, FitSettings)]
+    if len(trained) > 1:
+        raise ValueError(f"fit=[{','.join(fits)}] has {len(trained)} fits with an optimizer; keep one of them")
+    for fit in fits.values():
+        if isinstance(fit, GreedyFit):
+            check_greedy(student.family)
+        if isinstance(fit, LeastSquaresFit) and not student.family.linear_params:
+            raise ValueError(f"fit=least_squares has nothing to fit in {student.family.name}; leave it out")
+
+
+def needs_trajectories(fits: Mapping[str, AnyFit]) -> bool:
+    """Whether a fit reads whole reference trajectories, or moves the student's grid away from stored states."""
+    return any(isinstance(fit, RaceFit | LeastSquaresFit | GreedyFit) for fit in fits.values())
+
+
+def run_direct(
+    fit: DirectFit,
+    standing: Standing,
+    denoiser: Any,
+    data: TargetData,
+    seed: int,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Standing:
+    """Run a fit without an optimizer; processes of one run share its work and end at the same params.
+
+    Args:
+        fit: Its settings.
+        standing: Where to begin.
+        denoiser: The teacher, possibly guided, on the device of the data.
+        data: The run's targets.
+        seed: Seed of initial params and of samples drawn.
+        progress: Called with (iteration, iterations, held-out error).
+    """
+    student, family = standing.student, standing.student.family
+    held_out = on_device(data.split("validation").batch, data.device)
+    if isinstance(fit, RaceFit):
+        reference = _trajectories(data, RACE_TRAJECTORIES).reference if fit.gits else None
+        noise_range = data.teacher.noise_range
+        winner, report = run_race(student, denoiser, held_out, noise_range, reference, fit, seed)
+        return standing.after(report, winner.family.init(seed), winner)
+    start = standing.params
+    if isinstance(fit, GaussNewtonFit):
+        train = on_device(data.split("train").batch, data.device)
+        settings = replace(fit, seed=seed)
+        params, report = fit_gauss_newton(family, denoiser, train, held_out, settings, start, progress)
+    elif isinstance(fit, LeastSquaresFit):
+        train = _trajectories(data, fit.samples)
+        params, report = fit_least_squares(family, denoiser, train, held_out, fit, start)
+    else:
+        params, report = fit_greedily(family, denoiser, _trajectories(data, fit.samples), held_out)
+    return standing.after(report, params)
+
+
+def _trajectories(data: TargetData, count: int) -> Batch:
+    """The first training samples with their whole trajectories, on the network's device."""
+    train = data.split("train")
+    batch = train.take(torch.arange(min(count, len(train))))
+    reference = None if batch.reference is None else batch.reference.to(data.device)
+    return on_device(batch, data.device)._replace(reference=reference)

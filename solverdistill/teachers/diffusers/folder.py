@@ -1,0 +1,151 @@
+"""Parts of a pipeline's folder: configurations and networks, from this machine or from the Hugging Face hub.
+
+Only JSON and safetensors files are read; nothing that a folder holds is run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HUB = "https://huggingface.co"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+log = logging.getLogger(__name__)
+
+
+def pipeline_folder(weights: str, parts: tuple[str, ...], variant: str | None = None) -> Path:
+    """The folder of a pipeline: `weights` itself, or the hub's copy of it, downloaded or from the hub's cache.
+
+    Args:
+        weights: A folder, or a hub id such as "owner/name", "owner/name@revision".
+        parts: Subfolders that are needed of it.
+        variant: Variant of the weight files to download.
+    Raises:
+        FileNotFoundError: it is neither here nor can it be downloaded.
+    """
+    folder = Path(weights).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights):
+        raise FileNotFoundError(
+            f"model.weights={weights} is no folder; give that of a diffusers pipeline, or a hub id like owner/name"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    repository, _, revision = weights.partition("@")
+    files = ["*.json", "*.txt", "*.model", f"*.{variant}*.safetensors" if variant else "*.safetensors"]
+    allowed = [f"{part}/{pattern}" for part in parts for pattern in files]
+    skipped = ["*flax*", "*non_ema*", *([] if variant else ["*.fp16*", "*.bf16*"])]
+    root = ["model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"]
+    try:
+        found = snapshot_download(
+            repository, revision=revision or None, allow_patterns=[*root, *allowed], ignore_patterns=skipped
+        )
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise FileNotFoundError(
+            f"model.weights={weights} is neither a folder nor in the hub's cache, and cannot be downloaded ({reason}); "
+            f"download {', '.join(parts)} and model_index.json from {HUB}/{repository} into a folder and set "
+            "model.weights to that folder"
+        ) from None
+    return Path(found)
+
+
+def part_folder(folder: Path, *names: str) -> Path:
+    """The subfolder of a part under one of its names, or the folder itself where everything lies in one.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    if (folder / "config.json").is_file():
+        return folder
+    raise FileNotFoundError(f"{folder} has no subfolder {' or '.join(names)}; is it a diffusers pipeline?")
+
+
+def read_json(folder: Path, *names: str) -> dict[str, Any]:
+    """The first of some JSON files of a folder that is there.
+
+    Raises:
+        FileNotFoundError: none is there.
+        ValueError: it is not JSON.
+    """
+    for name in names:
+        path = folder / name
+        if path.is_file():
+            try:
+                return json.loads(path.read_text(encoding="utf-8"))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(f"{path} is not JSON: {error}") from None
+    raise FileNotFoundError(f"{folder} has no {' or '.join(names)}; copy it from where the model came from")
+
+
+def model_class(config: dict[str, Any]) -> str:
+    """Name of the class of a network; DiT and PixArt were saved under a common one once."""
+    name = str(config.get("_class_name"))
+    if name == "Transformer2DModel":
+        norms = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
+        return norms.get(str(config.get("norm_type")), name)
+    return name
+
+
+def library() -> Any:
+    """The diffusers library, with the text encoders that come from transformers.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import diffusers
+        import transformers  # noqa: F401 (diffusers offers pipelines only beside it)
+    except ImportError as error:
+        raise ValueError(f"this model needs diffusers ({error}): pip install 'solverdistill[diffusers]'") from None
+    return diffusers
+
+
+def load_network(folder: Path, known: tuple[str, ...], dtype: str = "float32", variant: str | None = None) -> Any:
+    """Load a network from its safetensors files, strictly.
+
+    Args:
+        folder: Folder with config.json and the weights.
+        known: Classes of diffusers that are expected.
+        dtype: Type of its tensors.
+        variant: Variant of the weight files, for example "fp16".
+    Raises:
+        FileNotFoundError: the weights are not there as safetensors.
+        ValueError: another architecture, a truncated file, tensors that do not fit.
+    """
+    from safetensors import SafetensorError
+
+    diffusers = library()
+    if dtype not in DTYPES:
+        raise ValueError(f"model.weights_dtype {dtype!r} is unknown; known: {', '.join(DTYPES)}")
+    name = model_class(read_json(folder, "config.json"))
+    if name not in known:
+        raise ValueError(f"{folder} holds a {name} and not a {' or '.join(known)}; choose the model=... that fits it")
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{folder} has no .safetensors file, and no other kind is read; have diffusers save the pipeline again"
+        )
+    options = {"torch_dtype": DTYPES[dtype], "variant": variant, "use_safetensors": True, "local_files_only": True}
+    try:
+        network, info = getattr(diffusers, name).from_pretrained(str(folder), output_loading_info=True, **options)
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the {name} in {folder} cannot be loaded: {reason}") from None
+    problems = [str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])]
+    if problems:
+        raise ValueError(f"the weights in {folder} lack or misshape {len(problems)} tensors, first {problems[0]}")
+    if info["unexpected_keys"]:
+        unused = sorted(map(str, info["unexpected_keys"]))
+        log.warning("%s: %d tensors are not used, the first being %s", folder, len(unused), unused[0])
+    return network

@@ -1,0 +1,97 @@
+"""The race of starts: who takes part, who wins, and what it costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from solverdistill import families
+from solverdistill.denoiser import Counted
+from solverdistill.fits.race import RaceFit, entrants, run_race
+from solverdistill.grids import Grid
+from solverdistill.objectives import Batch
+from solverdistill.program import sample
+from solverdistill.students import Student
+from solverdistill.teachers.mixture import toy_mixture
+from solverdistill.trajectories import Reference, rmse
+
+RANGE = (80.0, 0.002)
+
+
+def solved(count: int) -> Batch:
+    noise = torch.randn(count, 6, dtype=torch.float64)
+    reference = Reference(steps=30).solve(toy_mixture(), toy_mixture(), noise)
+    return Batch(noise, noise[None][:0], reference.end(), None, reference)
+
+
+def student(name: str = "corrected", nfe: int = 4, **options: object) -> Student:
+    return Student.build(name, nfe, Grid("polynomial", rho=7.0), "edm", options)
+
+
+def start_error(student: Student, batch: Batch) -> float:
+    program = student.family.program(student.family.init(0)).detach()
+    return float(rmse(sample(program, toy_mixture(), batch.noise), batch.end).mean())
+
+
+def test_every_base_starts_on_every_grid_once_and_at_the_same_cost() -> None:
+    field = list(entrants(student(), RANGE, solved(4).reference))
+    bases = {entrant.student.options.get("base") for entrant in field}
+    assert field[0].label == "configured" and {"ipndm", "ipndm_v", "deis", "dpmpp", "unipc"} <= bases
+    assert len({entrant.student.family for entrant in field}) == len(field) > 50
+    assert {entrant.student.family.nfe for entrant in field} == {4}
+    labels = [entrant.label for entrant in field]
+    assert "ipndm 3 on quadratic" in labels and any(label.startswith("ipndm 3 on GITS") for label in labels)
+    alone = [entrant.label for entrant in entrants(student(), RANGE, None, starts=False)]
+    assert 4 < len(alone) < 10 and all("ipndm" not in label and "GITS" not in label for label in alone)
+
+
+@pytest.mark.parametrize(("name", "nfe"), [("epd", 3), ("gas", 4), ("bns", 4), ("corrected", 4)])
+def test_the_winner_has_the_smallest_error_of_the_finalists_and_no_more_than_the_configured_start(
+    name: str, nfe: int
+) -> None:
+    batch, configured = solved(64), student(name, nfe)
+    winner, report = run_race(configured, toy_mixture(), batch, RANGE, batch.reference)
+    assert report.history[0].rmse == pytest.approx(start_error(configured, batch))
+    assert report.rmse == pytest.approx(start_error(winner, batch)) and report.rmse <= report.history[0].rmse
+    assert "won over" in report.note and winner.family.nfe == nfe
+    assert winner.family.name == name
+
+
+def test_a_configured_start_that_is_best_stays() -> None:
+    batch = solved(16)
+    configured = student("corrected", 4)
+    program = configured.family.program(configured.family.init(0)).detach()
+    batch = batch._replace(end=sample(program, toy_mixture(), batch.noise))
+    winner, report = run_race(configured, toy_mixture(), batch, RANGE)
+    assert winner == configured and report.rmse == 0 and report.note.startswith("configured won")
+
+
+def test_it_is_deterministic_and_counts_its_evaluations() -> None:
+    batch, counted = solved(32), Counted(toy_mixture())
+    first, report = run_race(student(), counted, batch, RANGE, settings=RaceFit(first=4, survivors=3))
+    again, _ = run_race(student(), toy_mixture(), batch, RANGE, settings=RaceFit(first=4, survivors=3))
+    assert first == again and counted.images == report.evaluations
+    field = len(list(entrants(student(), RANGE)))
+    assert counted.images == 4 * (4 * field + 16 * 3 + 32 * 3)  # the configured start runs with the last two
+
+
+def test_fixed_levels_race_against_rules_between_the_teachers_ends() -> None:
+    listed = Student.build("ld3", 3, [80.0, 2.0, 0.3, 0.002], "edm", {"base": "euler"})
+    field = list(entrants(listed, RANGE))
+    assert len(field) > 3
+    for entrant in field:
+        assert (entrant.student.family.grid[0], entrant.student.family.grid[-1]) == pytest.approx(RANGE)
+
+
+def test_a_flow_teacher_gets_the_shifted_grids() -> None:
+    flow = Student.build("corrected", 4, Grid("flow_shift", start=1.0, end=0.01), "flow", {"base": "euler"})
+    labels = [entrant.label for entrant in entrants(flow, (1.0, 0.01))]
+    assert any("shift 3" in label for label in labels) and not any("time_uniform rho 3" in label for label in labels)
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="fit.race.survivors must be at least 1, not 0"):
+        RaceFit(survivors=0)
+    with pytest.raises(ValueError, match="cannot spend exactly nfe=7"):
+        Student.build("epd", 7, Grid("polynomial"), "edm", {})
+    assert families.build("euler", Grid("polynomial", 3)).starts() == ({},)
