@@ -36,8 +36,8 @@ def fill(config: DictConfig) -> None:
     """Solve what the cache does not have of every split, and say where it lies."""
     from lightning import Trainer
 
-    from solverdistill.configuration import check_config, make_student
-    from solverdistill.denoiser import Guided
+    from solverdistill.configuration import check_config, make_student, plain
+    from solverdistill.guidance import make_guided
     from solverdistill.progress import TargetProgress, console
     from solverdistill.targets import Source, TargetSettings, make_targets
     from solverdistill.trajectories import Reference
@@ -47,7 +47,7 @@ def fill(config: DictConfig) -> None:
     options: Any = OmegaConf.to_container(config.targets, resolve=True)
     settings = TargetSettings(**{**options, "reference": Reference(**options["reference"])})
     teacher = hydra.utils.instantiate(config.model)
-    denoiser = Guided(teacher, config.guidance, teacher.null_cond)
+    teacher, denoiser = make_guided(teacher, plain(config.guidance))
     rule = None if settings.reference.nested is None else make_student(config.solver, teacher).rule
     trainer = Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False, enable_checkpointing=False)
     device = trainer.strategy.root_device

@@ -41,8 +41,8 @@ def search(config: DictConfig) -> None:
 
     from lightning import Trainer
 
-    from solverdistill.configuration import check_config
-    from solverdistill.denoiser import Guided
+    from solverdistill.configuration import check_config, plain
+    from solverdistill.guidance import make_guided
     from solverdistill.search import make_method, search_grid
 
     with open_dict(config):
@@ -53,7 +53,7 @@ def search(config: DictConfig) -> None:
     described = {"_target_": "solverdistill.trajectories.Reference", "steps": 60, **options.pop("reference", {})}
     chosen = make_method(method, options)
     teacher = hydra.utils.instantiate(config.model)
-    denoiser = Guided(teacher, config.guidance, teacher.null_cond)
+    teacher, denoiser = make_guided(teacher, plain(config.guidance))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # devices and tips
     trainer = Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False, enable_checkpointing=False)
     device = trainer.strategy.root_device

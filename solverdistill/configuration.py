@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ def check_config(config: DictConfig) -> None:
     if isinstance(config.seed, bool) or not isinstance(config.seed, int):
         raise TypeError(f"seed must be an integer, not {config.seed!r}")
     if isinstance(config.guidance, (str, bool)):
-        raise TypeError(f"guidance must be a number, not {config.guidance!r}")
+        wanted = "a number or a mapping of scale, interval and channels"
+        raise TypeError(f"guidance must be {wanted}, not {config.guidance!r}")
 
 
 def make_student(solver: DictConfig, teacher: Teacher) -> Student:
@@ -118,13 +119,28 @@ def make_student(solver: DictConfig, teacher: Teacher) -> Student:
         for level in grid:
             if isinstance(level, bool) or not isinstance(level, (int, float)):
                 raise TypeError(f"solver.grid must be a rule or a list of noise levels, which {level!r} is not")
-        return Student.build(name, nfe, grid, path, options)
+        return check_pure_noise(Student.build(name, nfe, grid, path, options), teacher)
     start, end = teacher.noise_range
     try:
         rule = Grid(**{"start": start, "end": end, **(grid or {})})
     except TypeError as error:
         raise ValueError(f"solver.grid cannot be used: {error}") from None
-    return Student.build(name, nfe, rule, path, options)
+    return check_pure_noise(Student.build(name, nfe, rule, path, options), teacher)
+
+
+def check_pure_noise(student: Student, teacher: Teacher) -> Student:
+    """Refuse a student that asks a network that predicts noise at pure noise, where its answer says nothing.
+
+    Raises:
+        ValueError: its table tells the network alpha = 0.
+    """
+    family = student.family
+    if teacher.prediction == "eps" and bool((family.program(family.init(0)).alpha == 0).any()):
+        raise ValueError(
+            f"{teacher.name} predicts noise and says nothing at pure noise, where {family.name} begins on the "
+            f"{family.path.name} path; let the grid begin below it, for example with solver.grid.start=0.99"
+        )
+    return student
 
 
 def make_fits(config: DictConfig) -> dict[str, AnyFit]:
@@ -163,7 +179,7 @@ def make_module(run: Run, student: Student, start: Params | None) -> SolverDisti
     arguments = {
         "family": student.family,
         "denoiser": run.denoiser,
-        "objective": hydra.utils.instantiate(config.objective),
+        "objective": make_objective(config.objective, run.teacher),
         "optimizer": optimizer,
         "fit": fit,
         "scheduler": schedule if cosine else None,
@@ -177,6 +193,15 @@ def make_module(run: Run, student: Student, start: Params | None) -> SolverDisti
     if "published_epd" in run.fits:
         return PublishedEPDDistillation(**arguments)
     return SolverDistillation(**arguments)
+
+
+def make_objective(config: DictConfig, teacher: Teacher) -> Any:
+    """Build the objective; one that looks at images looks at those that a latent teacher decodes."""
+    objective: Any = hydra.utils.instantiate(config)
+    takes_it = "decode" in getattr(objective, "__dataclass_fields__", ())
+    if not takes_it or type(teacher).decode is Teacher.decode:
+        return objective
+    return replace(objective, decode=teacher.decode)
 
 
 def make_optimizer(options: dict[str, Any]) -> OptimizerFactory:

@@ -44,6 +44,8 @@ class Teacher(nn.Module):
             (batch,), -1 meaning no class.
     """
 
+    data_range: tuple[float, float] = (-1.0, 1.0)  # values of black and white in decoded samples, for figures
+
     def __init__(
         self,
         name: str,

@@ -16,6 +16,7 @@ from solverdistill.coefficients import save_solver, write_atomically
 from solverdistill.denoiser import Teacher
 from solverdistill.families.base import Family, Params
 from solverdistill.fits.report import FitReport
+from solverdistill.guidance import GuidanceRule
 from solverdistill.targets import TargetSettings
 
 
@@ -32,11 +33,10 @@ def make_provenance(
     """
     places = ("output_dir", "run_name", "ckpt_path", "logger", "trainer")  # where, not what
     facts = {name: value for name, value in config.items() if name not in places}
-    guidance = config["guidance"]
     facts["targets"] = {name: value for name, value in config["targets"].items() if name != "cache"}
     return {
         "teacher": {**teacher.description(), "fingerprint": teacher.fingerprint()},
-        "guidance": float(guidance) if isinstance(guidance, (int, float)) else guidance,
+        "guidance": GuidanceRule.of(config["guidance"]).description(),
         "reference": {name: value for name, value in asdict(settings.reference).items() if value is not None},
         "fit": config["fit"],
         "objective": config["objective"] if any(report.fit == "gradient" for report in reports) else None,

@@ -120,7 +120,7 @@ class ScaleDrawn(Teacher):
     def __init__(self, teacher: Teacher, rule: GuidanceRule) -> None:
         facts = (teacher.name, teacher.shape, teacher.path, teacher.noise_range)
         super().__init__(*facts, teacher.prediction, teacher.num_classes)
-        self.teacher, self.rule = teacher, rule
+        self.teacher, self.rule, self.data_range = teacher, rule, teacher.data_range
 
     def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
         return call(self.teacher, x, alpha, sigma, None if cond is None else cond["cond"])

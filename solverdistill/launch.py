@@ -35,11 +35,14 @@ def refuse_sweep_of_subprocesses(trainer: Any, sweeping: bool) -> None:
         )
 
 
-def start_processes(trainer: Any) -> None:
-    """Start the processes of a distributed trainer now, so that fits before `trainer.fit` share their work.
+def start_processes(trainer: Any, required: bool) -> None:
+    """Start the processes of a distributed trainer now, so that what comes before `trainer.fit` is shared work.
 
+    Args:
+        trainer: The trainer.
+        required: Whether something comes before it that all processes have to take part in.
     Raises:
-        ValueError: the trainer's processes only live within `trainer.fit`.
+        ValueError: they are required, and the trainer's processes only live within `trainer.fit`.
     """
     from lightning.pytorch.strategies import DDPStrategy
     from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -48,6 +51,8 @@ def start_processes(trainer: Any) -> None:
     if launcher is None or not isinstance(trainer.strategy, DDPStrategy):
         return
     if not isinstance(launcher, _SubprocessScriptLauncher):
+        if not required:
+            return
         raise ValueError(
             f"trainer.strategy={getattr(trainer.strategy, 'strategy_name', 'ddp')} starts processes that only gradient descent can use; "
             "take trainer=ddp, or fit=gradient alone"

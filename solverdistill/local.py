@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from solverdistill.families.base import Family, Params
 from solverdistill.families.bespoke import Bespoke
-from solverdistill.objectives import Batch, distance
+from solverdistill.objectives import Batch, Distance, Features, distance
 from solverdistill.program import SolverProgram, sample
 from solverdistill.settings import check_fields
 
@@ -59,18 +59,20 @@ class LocalTruncation:
 
     Args:
         distance: As of `objectives.Trajectory`.
+        decode: As of `objectives.Trajectory`.
     """
 
     distance: str = "mse"
+    decode: Features | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         _ = self.measure
 
     @cached_property
-    def measure(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def measure(self) -> Distance:
         """The distance itself."""
-        return distance(self.distance)
+        return distance(self.distance, self.decode)
 
     def __call__(self, family: Family, params: Params, denoiser: Any, batch: Batch) -> Tensor:
         """The loss of a batch: a scalar, differentiable in the params."""

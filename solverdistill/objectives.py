@@ -18,6 +18,7 @@ from solverdistill.settings import check_fields
 from solverdistill.trajectories import Trajectory as ReferenceTrajectory
 
 Features = Callable[[Tensor], Tensor]
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class Batch(NamedTuple):
@@ -69,7 +70,7 @@ def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     return (square.sum(1) + c**2).sqrt() - c
 
 
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+DISTANCES: dict[str, Distance] = {
     "mse": mse,
     "l1": l1,
     "log_mse": log_mse,
@@ -77,14 +78,31 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def distance(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Look a distance up by name; "lpips_vgg", "lpips_alex" and "lpips_squeeze" load their network."""
+def distance(name: str, decode: Features | None = None) -> Distance:
+    """Look a distance up by name; "lpips_vgg", "lpips_alex" and "lpips_squeeze" load their network.
+
+    Args:
+        name: Its name.
+        decode: Makes images of samples for those that look at images; None where samples are images.
+    """
     if name.startswith("lpips_"):
-        return LPIPS(name.removeprefix("lpips_"))
+        perceptual = LPIPS(name.removeprefix("lpips_"))
+        return perceptual if decode is None else on_images(perceptual, decode)
     if name not in DISTANCES:
         known = ", ".join([*DISTANCES, "lpips_vgg", "lpips_alex", "lpips_squeeze"])
         raise ValueError(f"distance {name!r} is unknown; known: {known}")
     return DISTANCES[name]
+
+
+def on_images(distance: Distance, decode: Features) -> Distance:
+    """A distance between the images of samples, differentiable in the first argument alone."""
+
+    def measure(samples: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = decode(targets)
+        return distance(decode(samples), wanted)
+
+    return measure
 
 
 class Outcome(NamedTuple):
@@ -102,16 +120,18 @@ class Trajectory:
     `intermediate` before it.
 
     Args:
-        distance: "mse", "l1", "log_mse" or "pseudo_huber".
+        distance: "mse", "l1", "log_mse" or "pseudo_huber"; or "lpips_vgg", "lpips_alex" or "lpips_squeeze", of images.
         intermediate: Weight of the states before the last; 0 compares end points only.
         features: Feature extractor on images in [-1, 1]; None for none.
         feature_weight: Weight of the mean squared feature difference of the end points.
+        decode: Makes the images that LPIPS and features look at, for a teacher whose samples are none; a run sets it.
     """
 
     distance: str = "mse"
     intermediate: float = 1.0
     features: Features | None = None
     feature_weight: float = 0.0
+    decode: Features | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -135,13 +155,13 @@ class Trajectory:
             terms = [self.measure(state, target) for state, target in zip(states, targets, strict=True)]
             loss, end = terms[-1] + self.intermediate * sum(terms[:-1]), states[-1]
         if self.features is not None and self.feature_weight:
-            loss = loss + self.feature_weight * feature_mse(self.features, end, batch.end)
+            loss = loss + self.feature_weight * feature_mse(self.features, end, batch.end, self.decode)
         return Outcome(loss, end)
 
     @cached_property
-    def measure(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def measure(self) -> Distance:
         """The distance itself."""
-        return distance(self.distance)
+        return distance(self.distance, self.decode)
 
 
 def endpoint(distance: str = "mse", features: Features | None = None, feature_weight: float = 0.0) -> Trajectory:
@@ -149,11 +169,12 @@ def endpoint(distance: str = "mse", features: Features | None = None, feature_we
     return Trajectory(distance, 0.0, features, feature_weight)
 
 
-def feature_mse(features: Features, image: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of features per sample; the target's are constants. Shape: (batch,)."""
+def feature_mse(features: Features, sample: Tensor, target: Tensor, decode: Features | None = None) -> Tensor:
+    """Mean squared difference of the features of images per sample; the target's are constants. Shape: (batch,)."""
+    image_features = features if decode is None else lambda x: features(decode(x))
     with torch.no_grad():
-        wanted = features(target)
-    return (features(image) - wanted).flatten(1).pow(2).mean(1)
+        wanted = image_features(target)
+    return (image_features(sample) - wanted).flatten(1).pow(2).mean(1)
 
 
 class StepLoss(NamedTuple):
@@ -179,12 +200,14 @@ class PublishedEPD:
         features: Maps images in [0, 255] to features; None compares the clipped images themselves.
         alpha: Weight of the feature loss.
         latent: Latent-space students back-propagate every step.
+        decode: Makes the images of samples that are none; a run sets it.
     """
 
     features: Features | None = None
     alpha: float = 10.0
     latent: bool = False
     gate_steps: int = 5
+    decode: Features | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -205,9 +228,12 @@ class PublishedEPD:
 
     def last_loss(self, state: Tensor, target: Tensor) -> Tensor:
         """The feature loss of the last step, broadcast to every element and summed as in the published code."""
-        pixels, wanted = ((127.5 * x + 128).clamp(0, 255) for x in (state, target))
         features = self.features or torch.nn.Identity()
-        return self.alpha * state[0].numel() * feature_mse(features, pixels, wanted).mean()
+
+        def pixels(x: Tensor) -> Tensor:
+            return (127.5 * (x if self.decode is None else self.decode(x)) + 128).clamp(0, 255)
+
+        return self.alpha * state[0].numel() * feature_mse(features, state, target, pixels).mean()
 
 
 def _sum_of_squares(state: Tensor, target: Tensor) -> Tensor:

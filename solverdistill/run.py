@@ -51,8 +51,7 @@ def train(config: DictConfig) -> dict[str, float]:
         make_module(run, run.student, None)  # refuses what cannot be trained before anything is computed
     trainer = make_trainer(run)
     refuse_sweep_of_subprocesses(trainer, HydraConfig.initialized() and _sweeping())
-    if any(not isinstance(fit, FitSettings) for fit in run.fits.values()):
-        start_processes(trainer)
+    start_processes(trainer, required=any(not isinstance(fit, FitSettings) for fit in run.fits.values()))
     device = trainer.strategy.root_device
     run.denoiser.to(device)
     student = run.student if checkpoint is None else run.student.rebuilt(family_of_checkpoint(checkpoint))
@@ -67,32 +66,31 @@ def train(config: DictConfig) -> dict[str, float]:
     return {"rmse": float(standing.rmse or 0.0), "nfe": float(family.nfe), "depth": float(family.depth)}
 
 
-def fit_all(
-    run: Run, standing: Standing, data: TargetData, trainer: Trainer, checkpoint: str | None
-) -> Standing:
+def fit_all(run: Run, standing: Standing, data: TargetData, trainer: Trainer, checkpoint: str | None) -> Standing:
     """Run every fit; a resumed run goes on with the one that has checkpoints."""
     teacher = Meter(data.device)
     with teacher.measure("teacher", 0):
-        data.split("train"), data.split("validation")
+        for split in ("train", "validation"):
+            data.split(split)
     teacher.add("teacher", run.denoiser.images)
     standing = replace(standing, reports=(FitReport.of("targets", [], teacher, "all made"),))
+    resumed = checkpoint is not None
     for name, fit in run.fits.items():
-        if checkpoint is not None and not isinstance(fit, FitSettings) and len(standing.reports) == 1:
-            continue  # done before the run was killed
+        before = standing
         if isinstance(fit, FitSettings):
-            standing = descend(run, standing, data, trainer, checkpoint)
-        else:
+            standing, resumed = descend(run, standing, data, trainer, checkpoint), False
+        elif not resumed:  # otherwise done before the run was killed
             with FitProgress(name, trainer.is_global_zero) as progress:
                 standing = run_direct(fit, standing, run.denoiser, data, run.config.seed, progress)
+        if standing is before:
+            continue
         data = data.for_student(standing.student.family, standing.student.rule)
         if trainer.is_global_zero:
             console().print(standing.reports[-1].summary())
     return standing
 
 
-def descend(
-    run: Run, standing: Standing, data: TargetData, trainer: Trainer, checkpoint: str | None
-) -> Standing:
+def descend(run: Run, standing: Standing, data: TargetData, trainer: Trainer, checkpoint: str | None) -> Standing:
     """Run the fit with an optimizer."""
     module = make_module(run, standing.student, standing.params)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -8,6 +8,7 @@ on held-out samples it leaves alone, so no stage ends worse than the one before 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,7 @@ from solverdistill.targets import TargetData
 
 DirectFit = RaceFit | LeastSquaresFit | GreedyFit | GaussNewtonFit
 AnyFit = DirectFit | FitSettings
+log = logging.getLogger(__name__)
 RACE_TRAJECTORIES = 64  # training samples that grids are searched on
 
 
@@ -74,8 +76,8 @@ def check_fits(fits: Mapping[str, AnyFit], student: Student) -> None:
     for fit in fits.values():
         if isinstance(fit, GreedyFit):
             check_greedy(student.family)
-        if isinstance(fit, LeastSquaresFit) and not student.family.linear_params:
-            raise ValueError(f"fit=least_squares has nothing to fit in {student.family.name}; leave it out")
+        if isinstance(fit, LeastSquaresFit) and len(fits) == 1 and not student.family.linear_params:
+            raise ValueError(f"fit=least_squares has nothing to fit in {student.family.name}; add fit=[...,gauss_newton]")
 
 
 def needs_trajectories(fits: Mapping[str, AnyFit]) -> bool:
@@ -114,6 +116,9 @@ def run_direct(
         settings = replace(fit, seed=seed)
         params, report = fit_gauss_newton(family, denoiser, train, held_out, settings, start, progress)
     elif isinstance(fit, LeastSquaresFit):
+        if not family.linear_params:
+            log.info("least_squares: nothing of %s is linear in its params; left out", family.name)
+            return standing
         train = _trajectories(data, fit.samples)
         params, report = fit_least_squares(family, denoiser, train, held_out, fit, start)
     else:

@@ -11,7 +11,8 @@ after the other; the result is the same.
 
 Rows live in the scale that the network itself expects, so that pipelines which never call `scale_model_input` are
 right: alpha^2 + sigma^2 = 1 for "epsilon", "v_prediction" and "sample", alpha + sigma = 1 for "flow_prediction".
-Timesteps are float32 and not rounded to integers: every network of diffusers takes them through a sinusoidal embedding.
+Timesteps are float32 and not rounded to integers: every network of diffusers takes them through a sinusoidal embedding;
+those of a solver that was fitted to a network with integer times are int64.
 FLUX alone casts them to the dtype of its latents (in bfloat16 multiples of 4 above 512), as it does for any scheduler.
 
 The first tensor of a pipeline is unit noise, but a solver may begin at ``first_scale * noise`` with a scale below 1 (an
@@ -46,7 +47,8 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
     """Plays the table of a solver; make it with `from_solver` or `from_pretrained`.
 
     Args:
-        solver_timesteps: Timestep told to the network at each evaluation, in the network's own unit. Length: nfe.
+        solver_timesteps: Timestep told to the network at each evaluation, in the network's own unit; all integers for a
+            network that takes only these, in int64. Length: nfe.
         solver_levels: (alpha, sigma) of the same level, in the network's own scale. Shape: (nfe, 2).
         solver_rows: Row k holds A_k and B_k0 ... B_k,k-1; the last row gives the sample. Lengths: 1 to nfe + 1.
         prediction_type: What the network predicts, one of `PREDICTIONS`.
@@ -92,7 +94,8 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
         self._prediction, self._guidance = prediction_type, guidance_scale
         self._starts_scaled = initial_noise == "scaled"
         self._steps = int(num_train_timesteps)
-        self._numbers = [float(value) for value in solver_timesteps]
+        self._numbers = list(solver_timesteps)
+        self._dtype = torch.int64 if all(isinstance(value, int) for value in self._numbers) else torch.float32
         self._pipeline: Any = None
         is_flow = prediction_type == "flow_prediction"
         levels = [sigma if is_flow else sigma / alpha if alpha else math.inf for alpha, sigma in self._told]
@@ -190,7 +193,7 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
             message = f"this solver makes {self.nfe} evaluations, not {num_inference_steps}"
             raise ValueError(f"{message}; call the pipeline with num_inference_steps={self.nfe}")
         self.num_inference_steps = self.nfe
-        self.timesteps = torch.tensor(self._numbers, dtype=torch.float32).to(device)
+        self.timesteps = torch.tensor(self._numbers, dtype=self._dtype).to(device)
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._noised, self._was_scaled, self._scaled_input = False, False, None

@@ -3,6 +3,9 @@
 A row of an evaluation comes out of a program at unit standard deviation of the told level; it is multiplied by
 ``1 / hypot(alpha, sigma)`` (1 there) or, for flow networks, ``1 / (alpha + sigma)``. The sample keeps the solver's own
 scale. Nothing here runs at inference.
+
+For a teacher that told its network integers (`discrete_times`), the solver is first rewritten so that every level is
+one of the network's table (`teachers.integer_times`), and timesteps are integers.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ import torch
 from solverdistill.coefficients import SolverFile, read_solver, write_atomically
 from solverdistill.consumers.timesteps import NetworkSchedule
 from solverdistill.program import SolverProgram
+from solverdistill.teachers.integer_times import snap_described
 
 STANDALONE = "learned_solver_scheduler.py"
 
@@ -40,9 +44,13 @@ def scheduler_config(solver: Any, target: Any = None, initial_noise: str = "unit
         ValueError: the program has several inputs or no evaluation, or the network is not known.
     """
     file = as_solver_file(solver)
-    network = find_network(target, file.provenance.get("teacher"))
-    timesteps, levels, rows = convert(file.program, network)
-    for timestep in timesteps:
+    teacher = file.provenance.get("teacher")
+    teacher = teacher if isinstance(teacher, Mapping) else {}
+    network = find_network(target, teacher)
+    timesteps, levels, rows = convert(snap_described(file.program, teacher), network)
+    if teacher.get("discrete_times"):
+        timesteps = whole_timesteps(timesteps, 0 if target is not None else int(teacher.get("time_offset", 0)))
+    for timestep in () if teacher.get("discrete_times") else timesteps:
         if not network.is_inside(timestep):
             warnings.warn(
                 f"the solver asks for timestep {timestep:.6g}, outside of the {network.steps} that the network knows",
@@ -56,6 +64,12 @@ def scheduler_config(solver: Any, target: Any = None, initial_noise: str = "unit
             stacklevel=2,
         )
     guidance = file.provenance.get("guidance")
+    if isinstance(guidance, Mapping):
+        warnings.warn(
+            f"this solver was fitted with guidance {dict(guidance)}, of which a pipeline knows a scale alone",
+            stacklevel=2,
+        )
+        guidance = guidance.get("scale")
     return {
         "solver_timesteps": timesteps,
         "solver_levels": levels,
@@ -122,6 +136,25 @@ def convert(
     last = table[-1].tolist()
     rows = [[value * scale for value in table[k, : k + 1].tolist()] for k, scale in enumerate(scales)]
     return timesteps, levels, [*rows, last]
+
+
+def whole_timesteps(timesteps: Sequence[float], offset: int = 0) -> list[int]:
+    """Timesteps of a network that takes integers, of a solver whose levels are those of its table.
+
+    Args:
+        timesteps: What the levels are called on the network's schedule.
+        offset: Timestep of the first entry of the table.
+    Raises:
+        ValueError: one is no integer, so that the schedule is another one than the solver's.
+    """
+    whole = [round(timestep) for timestep in timesteps]
+    for timestep, integer in zip(timesteps, whole, strict=True):
+        if abs(timestep - integer) > 0.01:
+            raise ValueError(
+                f"the solver was fitted for a network with integer timesteps on another schedule: here one of them is "
+                f"{timestep:.6g}; give the scheduler that the network was trained with"
+            )
+    return [integer + offset for integer in whole]
 
 
 def find_network(target: Any, teacher: Any) -> NetworkSchedule:

@@ -122,7 +122,7 @@ def _facts(solver: SolverFile) -> str:
     facts = {
         "teacher": teacher.get("name"),
         "prediction": teacher.get("prediction"),
-        "guidance scale": provenance.get("guidance"),
+        "guidance scale": _guidance(provenance.get("guidance")),
         "evaluations (nfe)": solver.program.nfe,
         "one after the other (depth)": solver.program.depth,
         "solver family": solver.family.get("name", "a table without a family"),
@@ -134,6 +134,18 @@ def _facts(solver: SolverFile) -> str:
     rows = [f"| {name} | {_line(value)} |" for name, value in facts.items() if value is not None]
     notes = [f"- {_line(note)}" for note in _mapping(provenance.get("imported")).get("remarks", [])]
     return "\n".join(["| | |", "|---|---|", *rows]) + ("\n\n" + "\n".join(notes) if notes else "")
+
+
+def _guidance(value: Any) -> Any:
+    """A scale as it is, a rule as "2 to 6, interval 0.8 to 0.2, channels 3"."""
+    if not isinstance(value, Mapping):
+        return value
+    words = []
+    for name in ("scale", "interval", "channels"):
+        if value.get(name) is not None:
+            numbers = value[name] if isinstance(value[name], list) else [value[name]]
+            words.append(f"{name} {' to '.join(f'{number:g}' for number in numbers)}")
+    return ", ".join(words).removeprefix("scale ")
 
 
 def _results(solver: SolverFile) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -83,7 +83,11 @@ CLASSICAL: tuple[Baseline, ...] = (
 
 
 def classical_candidates(
-    path: Path, noise_range: tuple[float, float], nfe: int | None = None, depth: int | None = None
+    path: Path,
+    noise_range: tuple[float, float],
+    nfe: int | None = None,
+    depth: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> ClassicalSet:
     """Find every classical solver that spends exactly `nfe` evaluations, or takes exactly `depth` sequential calls.
 
@@ -95,18 +99,24 @@ def classical_candidates(
         noise_range: Largest and smallest noise level, in the path's own unit.
         nfe: Evaluations to match.
         depth: Sequential calls to match; a classical solver has as many as evaluations.
+        names: Families to take part, as in `families.ROSTER`; None for all.
     Returns:
         At most 22 candidates for each of the two numbers, without repetition, and a sentence for each omission.
     Raises:
-        ValueError: neither number is given, or one is below 1.
+        ValueError: neither number is given, or one is below 1, or a name is that of no classical solver.
     """
     budgets = list(dict.fromkeys(budget for budget in (nfe, depth) if budget is not None))
     if not budgets or min(budgets) < 1:
         raise ValueError(f"classical solvers are sought by nfe or depth, at least 1; got nfe={nfe}, depth={depth}")
+    known = list(dict.fromkeys(baseline.name for baseline in CLASSICAL))
+    unknown = [name for name in names or () if families.ALIASES.get(name, name) not in known]
+    if unknown:
+        raise ValueError(f"baseline {unknown[0]!r} is no classical solver; known: {', '.join(known)}")
+    wanted = known if names is None else [families.ALIASES.get(name, name) for name in names]
     candidates: list[Candidate] = []
     omitted: list[str] = []
     for budget in budgets:
-        for baseline in CLASSICAL:
+        for baseline in (baseline for baseline in CLASSICAL if baseline.name in wanted):
             for title, grid in _grids(baseline, path, noise_range):
                 try:
                     family, afs = _at_cost(baseline, budget, grid, path)

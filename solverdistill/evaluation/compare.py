@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from solverdistill.evaluation.candidates import Candidate
-from solverdistill.evaluation.metrics import Features, FrechetDistance, PairedErrors, paired_errors
+from solverdistill.evaluation.metrics import Features, FrechetDistance
+from solverdistill.evaluation.paired import PairedErrors, paired_errors
 from solverdistill.program import Denoise, sample
 
 REFERENCE = "reference"
@@ -34,6 +35,18 @@ class Row:
         psnr: Mean per-image PSNR in dB; infinite for the reference itself.
         frechet: FD(<extractor>) against real images; None without extractor or with too few images.
         seconds: Wall time of sampling all images; None for the reference.
+        psnr_median: Median of the per-image PSNR.
+        psnr_p05: Its 5th percentile: 95 % of the images are better.
+        ssim: Mean per-image structural similarity; None where the samples are no images.
+        ssim_median: Its median.
+        ssim_p05: Its 5th percentile.
+        lpips: Mean per-image LPIPS; None where it was not asked for.
+        lpips_median: Its median.
+        lpips_p95: Its 95th percentile.
+        kernel: Kernel distance KD(<extractor>) against real images, KID on Inception.
+        precision: Share of the samples that lie within the real images' manifold.
+        recall: Share of the real images that lie within the samples' manifold.
+        images: Number of samples measured.
     """
 
     label: str
@@ -46,6 +59,18 @@ class Row:
     psnr: float
     frechet: float | None = None
     seconds: float | None = None
+    psnr_median: float | None = None
+    psnr_p05: float | None = None
+    ssim: float | None = None
+    ssim_median: float | None = None
+    ssim_p05: float | None = None
+    lpips: float | None = None
+    lpips_median: float | None = None
+    lpips_p95: float | None = None
+    kernel: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    images: int | None = None
 
 
 def compare(
@@ -121,27 +146,34 @@ def _measure(
         if progress is not None:
             progress(candidate.label, done, images)
     joined = PairedErrors.join(errors)
-    return _row(candidate.label, candidate.kind, candidate.nfe, candidate.depth, joined, _finish(frechet), seconds)
+    return make_row(candidate.label, candidate.kind, candidate.nfe, candidate.depth, joined, _finish(frechet), seconds)
 
 
 def _reference_row(reference: Tensor, batch_size: int, frechet: FrechetDistance | None) -> Row:
     errors = PairedErrors.join(paired_errors(batch, batch) for batch in reference.split(batch_size))
     if frechet is not None:
         frechet.update(reference)
-    return _row(REFERENCE, REFERENCE, None, None, errors, _finish(frechet), None)
+    return make_row(REFERENCE, REFERENCE, None, None, errors, _finish(frechet), None)
 
 
-def _row(
+def make_row(
     label: str,
     kind: str,
     nfe: int | None,
     depth: int | None,
     errors: PairedErrors,
-    frechet: float | None,
-    seconds: float | None,
+    frechet: float | None = None,
+    seconds: float | None = None,
 ) -> Row:
-    summary = errors.mean, errors.median, errors.p95, errors.mean_psnr
-    return Row(label, kind, nfe, depth, *summary, frechet=frechet, seconds=seconds)
+    """A row from the errors of all images."""
+    extra: dict[str, float] = {}
+    for name, tail in (("psnr", "psnr_p05"), ("ssim", "ssim_p05"), ("lpips", "lpips_p95")):
+        summary = errors.summary(name)
+        if summary is not None:
+            extra |= {name: summary.mean, f"{name}_median": summary.median, tail: summary.tail}
+    summary = errors.mean, errors.median, errors.p95, extra.pop("psnr")
+    count = len(errors.rmse)
+    return Row(label, kind, nfe, depth, *summary, frechet=frechet, seconds=seconds, images=count, **extra)
 
 
 def _finish(frechet: FrechetDistance | None) -> float | None:

@@ -71,53 +71,89 @@ def group_curves(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return curves
 
 
+def best_curves(curves: Mapping[str, Sequence[Row]], count: int) -> dict[str, list[Row]]:
+    """The curves of least RMSE by the mean of their ranks at each nfe, in their order, to keep a figure readable."""
+    ranks: dict[str, list[int]] = {label: [] for label in curves}
+    for nfe in {row.nfe for curve in curves.values() for row in curve}:
+        here = [(row.rmse_mean, label) for label, curve in curves.items() for row in curve if row.nfe == nfe]
+        for rank, (_, label) in enumerate(sorted(here)):
+            ranks[label].append(rank)
+    mean = {label: sum(places) / len(places) for label, places in ranks.items() if places}
+    chosen = sorted(mean, key=lambda label: mean[label])[:count]
+    return {label: list(curve) for label, curve in curves.items() if label in chosen}
+
+
 def error_against_nfe(
-    path: str | os.PathLike[str], curves: Mapping[str, Sequence[Row]], student_points: Sequence[Row]
+    path: str | os.PathLike[str],
+    curves: Mapping[str, Sequence[Row]],
+    student_points: Sequence[Row],
+    value: str = "rmse_mean",
+    title: str = "RMSE against the reference (mean per image)",
 ) -> Path:
-    """Draw RMSE against evaluations and against sequential network calls, on a logarithmic axis.
+    """Draw an error against evaluations and against sequential network calls, on a logarithmic axis.
 
     Args:
         path: PNG file to write.
         curves: Solver -> its rows at several costs, drawn as a line; see `group_curves`.
-        student_points: Rows of students, each drawn as a red marker of its own shape, named first.
+        student_points: Rows of students; those of one label share a red marker, joined by a line, and are named first.
+        value: Field of the rows that is drawn, where it is not None.
+        title: Title of its axis.
     Raises:
         ValueError: there is nothing to draw.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    rows = [row for curve in curves.values() for row in curve] + list(student_points)
+    curves = {label: shown for label, curve in curves.items() if (shown := _having(curve, value))}
+    students = _by_label(_having(student_points, value))
+    rows = [row for curve in (*curves.values(), *students.values()) for row in curve]
     if not rows:
         raise ValueError("there are neither curves nor student points to draw")
-    names = 0.65 + 0.073 * max(len(label) for label in (*curves, *(row.label for row in student_points)))
+    names = 0.65 + 0.073 * max(len(label) for label in (*curves, *students))
     width = 8.2 + names
     figure = _figure(width, 4.6)
     axes = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.06})
     figure.subplots_adjust(left=0.78 / width, right=1 - names / width, top=0.96, bottom=0.125)
-    titles = {"nfe": "evaluations of the network (nfe)", "depth": "sequential network calls (depth)"}
+    costs_of = {"nfe": "evaluations of the network (nfe)", "depth": "sequential network calls (depth)"}
     # Both axes span the same costs, so that a student's gain in depth is seen as a shift to the left.
     costs = [cost for row in rows for cost in (row.nfe, row.depth) if cost is not None]
-    for ax, (field, title) in zip(axes, titles.items(), strict=True):
-        _draw_panel(ax, curves, student_points, field)
-        ax.set_xlabel(title, fontsize=9.5, color=INK)
+    for ax, (cost, label) in zip(axes, costs_of.items(), strict=True):
+        _draw_panel(ax, curves, students, cost, value)
+        ax.set_xlabel(label, fontsize=9.5, color=INK)
         ax.set_xlim(min(costs) - 0.4, max(costs) + 0.4)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axes[0].set_yscale("log")
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes[0].yaxis.set_minor_formatter(NullFormatter())
-    axes[0].set_ylabel("RMSE against the reference (mean per image)", fontsize=9.5, color=INK)
-    _draw_legend(axes[1], curves, student_points)
+    axes[0].set_ylabel(title, fontsize=9.5, color=INK)
+    _draw_legend(axes[1], curves, list(students), value)
     return _save(figure, path)
 
 
-def _draw_panel(ax: Any, curves: Mapping[str, Sequence[Row]], students: Sequence[Row], field: str) -> None:
+def _having(rows: Sequence[Row], value: str) -> list[Row]:
+    """Rows whose value can be drawn on a logarithmic axis."""
+    return [row for row in rows if getattr(row, value) is not None and getattr(row, value) > 0]
+
+
+def _by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.label, []).append(row)
+    return found
+
+
+def _draw_panel(
+    ax: Any, curves: Mapping[str, Sequence[Row]], students: Mapping[str, Sequence[Row]], cost: str, value: str
+) -> None:
     """Draw every curve and student over one measure of cost."""
     for i, curve in enumerate(curves.values()):
-        points = sorted((getattr(row, field), row.rmse_mean) for row in curve if getattr(row, field) is not None)
+        points = sorted((getattr(row, cost), getattr(row, value)) for row in curve if getattr(row, cost) is not None)
         if points:
             ax.plot(*zip(*points, strict=True), **_style(i))
-    for i, row in enumerate(students):
-        ax.plot(getattr(row, field), row.rmse_mean, zorder=5, **_student_style(i))
+    for i, rows in enumerate(students.values()):
+        points = sorted((getattr(row, cost), getattr(row, value)) for row in rows)
+        ax.plot(*zip(*points, strict=True), color=STUDENT, linewidth=1.2, zorder=4)
+        ax.plot(*zip(*points, strict=True), zorder=5, **_student_style(i))
     ax.margins(y=0.12)
     ax.grid(True, which="major", color=FAINT, linewidth=0.6)
     ax.set_axisbelow(True)
@@ -126,18 +162,17 @@ def _draw_panel(ax: Any, curves: Mapping[str, Sequence[Row]], students: Sequence
     ax.spines[["left", "bottom"]].set_color("#888888")
 
 
-def _draw_legend(ax: Any, curves: Mapping[str, Sequence[Row]], students: Sequence[Row]) -> None:
+def _draw_legend(ax: Any, curves: Mapping[str, Sequence[Row]], students: Sequence[str], value: str) -> None:
     """Name students and curves outside the axes, the curves in the order in which they end."""
     from matplotlib.lines import Line2D
 
-    last = {label: max(curve, key=lambda row: row.nfe or 0).rmse_mean for label, curve in curves.items() if curve}
+    last = {label: getattr(max(curve, key=lambda r: r.nfe or 0), value) for label, curve in curves.items() if curve}
     styles = {label: _style(i) for i, label in enumerate(curves)}
     labels = sorted(last, key=lambda label: last[label], reverse=True)
     stars = [Line2D([], [], **_student_style(i)) for i in range(len(students))]
     lines = [Line2D([], [], **styles[label]) for label in labels]
     place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "borderaxespad": 0.0}
-    names = [row.label for row in students] + labels
-    legend = ax.legend([*stars, *lines], names, frameon=False, fontsize=8.5, handlelength=2.8, **place)
+    legend = ax.legend([*stars, *lines], [*students, *labels], frameon=False, fontsize=8.5, handlelength=2.8, **place)
     for text in legend.get_texts()[: len(students)]:
         text.set(color=STUDENT, fontweight="bold")
 

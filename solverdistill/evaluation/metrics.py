@@ -1,81 +1,14 @@
-"""Distances between end points: paired ones, sample against reference from the same noise, and one between sets.
+"""Frechet distance of sets of samples on any extractor, batch by batch, through torchmetrics.
 
-Paired, with d the difference of a sample and its reference over its P values: RMSE = sqrt(sum d^2 / P) in data units,
-PSNR = 10 log10(range^2 / MSE) in dB. Between sets: the Frechet distance of two Gaussians fitted to the features of an
-extractor, ``|mu - nu|^2 + tr(S + T - 2 (S T)^(1/2))``. It is called FD(<extractor>); the name FID belongs to the
-Inception network of Heusel et al., "GANs Trained by a Two Time-Scale Update Rule", NeurIPS 2017, alone.
+The distance of two Gaussians fitted to the features, ``|mu - nu|^2 + tr(S + T - 2 (S T)^(1/2))``. It is called
+FD(<extractor>); the name FID belongs to the Inception network of Heusel et al., "GANs Trained by a Two Time-Scale
+Update Rule", NeurIPS 2017, alone. `solverdistill.evaluation.distribution` measures several such distances at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
-
-DATA_RANGE = 2.0
-
-
-@dataclass(frozen=True)
-class PairedErrors:
-    """Per-image errors of a set of samples, and their summaries.
-
-    Args:
-        rmse: Root mean squared error of every image, in data units, float64. Shape: (images,).
-        psnr: Peak signal-to-noise ratio of every image, in dB, infinite where the images are equal. Shape: (images,).
-    """
-
-    rmse: Tensor
-    psnr: Tensor
-
-    @property
-    def mean(self) -> float:
-        """Mean of the per-image RMSE."""
-        return self.rmse.mean().item()
-
-    @property
-    def median(self) -> float:
-        """Median of the per-image RMSE, interpolated."""
-        return self.rmse.quantile(0.5).item()
-
-    @property
-    def p95(self) -> float:
-        """95th percentile of the per-image RMSE, interpolated."""
-        return self.rmse.quantile(0.95).item()
-
-    @property
-    def mean_psnr(self) -> float:
-        """Mean over the images of the PSNR in dB."""
-        return self.psnr.mean().item()
-
-    @classmethod
-    def join(cls, parts: Iterable[PairedErrors]) -> PairedErrors:
-        """The errors of several batches as one set."""
-        parts = list(parts)
-        return cls(torch.cat([part.rmse for part in parts]), torch.cat([part.psnr for part in parts]))
-
-
-def paired_errors(samples: Tensor, reference: Tensor) -> PairedErrors:
-    """Measure each sample against the reference end point from the same noise.
-
-    Args:
-        samples: End points of a solver. Shape: (batch, ...).
-        reference: End points of the reference solver. Shape: as samples.
-    Returns:
-        Errors of every image, float64 on the host.
-    Raises:
-        ValueError: the shapes differ or have no dimension beside the batch.
-    """
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    if samples.shape != reference.shape or samples.ndim < 2:
-        shapes = f"{tuple(samples.shape)} and {tuple(reference.shape)}"
-        raise ValueError(f"samples and reference need one shape (batch, ...), not {shapes}")
-    samples, reference = (x.to(device="cpu", dtype=torch.float64) for x in (samples, reference))
-    within = tuple(range(1, samples.ndim))
-    psnr = peak_signal_noise_ratio(samples, reference, data_range=DATA_RANGE, dim=within, reduction="none")
-    return PairedErrors((samples - reference).square().mean(within).sqrt(), psnr)
 
 
 class Features(nn.Module):

@@ -28,7 +28,7 @@ from solverdistill.objectives import Batch
 from solverdistill.settings import check_fields
 from solverdistill.trajectories import SPLITS, Reference, Trajectory, seeded_noise
 
-CHUNK = 64  # a batched network is not bit-identical to a single one, so targets are always made in aligned chunks
+CHUNK = 64  # samples; a batched network is not bit-identical to a single one, so targets are made in aligned chunks
 Progress = Callable[[str, int, int], None]
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class TargetSettings:
         test_samples: Held-out trajectories of the final comparison.
         seed: Seed of noise and conditions.
         cache: Folder that trajectories are kept in; "default" is `cache.default_root()`, None keeps them in memory.
+        chunk: Samples that the reference solves as one batch, aligned to their global index; part of the cache's key.
     """
 
     reference: Reference
@@ -52,10 +53,11 @@ class TargetSettings:
     test_samples: int = 512
     seed: int = 0
     cache: str | None = None
+    chunk: int = CHUNK
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("train_samples", "validation_samples", "test_samples"):
+        for name in ("train_samples", "validation_samples", "test_samples", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"targets.{name} must be at least 1, not {getattr(self, name)}")
 
@@ -110,7 +112,7 @@ def describe(denoiser: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Source:
-    """The reference trajectories of a split, by chunks of `CHUNK` samples.
+    """The reference trajectories of a split, by chunks of `settings.chunk` samples.
 
     Args:
         settings: Seed, reference solver and cache.
@@ -130,8 +132,9 @@ class Source:
 
     def solve(self, chunk: int) -> dict[str, Tensor]:
         """Solve one chunk: noise, condition leaves, states and slopes, samples first, float32 on the host."""
-        start = SPLITS[self.split] + chunk * CHUNK
-        noise, cond = seeded_noise(range(start, start + CHUNK), self.teacher, self.settings.seed)
+        size = self.settings.chunk
+        start = SPLITS[self.split] + chunk * size
+        noise, cond = seeded_noise(range(start, start + size), self.teacher, self.settings.seed)
         moved = None if cond is None else pytree.tree_map(lambda leaf: leaf.to(self.device), cond)
         with torch.no_grad():
             solved = self.settings.reference.solve(self.teacher, self.denoiser, noise.to(self.device), moved, self.rule)
@@ -170,7 +173,7 @@ class Source:
             "dtype": "float32",
         }
         root = default_root() if settings.cache == "default" else Path(settings.cache)
-        return ShardCache(root, f"{self.teacher.name}-{self.split}", facts, CHUNK)
+        return ShardCache(root, f"{self.teacher.name}-{self.split}", facts, settings.chunk)
 
 
 def make_targets(
@@ -205,21 +208,22 @@ def make_targets(
     source, total = Source(settings, split, teacher, denoiser, device, rule), settings.count(split)
     dense = family is not None and (dense or family.learns_levels)
     levels = [] if family is None or dense else family.prepared_levels(family.init(0))[1:]
-    chunks, cache = range(-(-total // CHUNK)), source.cache()
+    size = settings.chunk
+    chunks, cache = range(-(-total // size)), source.cache()
 
     def report(done: int) -> None:
         if progress is not None:
-            progress(split, min(done * CHUNK, total), total)
+            progress(split, min(done * size, total), total)
 
     if cache is not None:
         found = cache.fill(chunks, source.solve, report)
-        hits = sum(min(CHUNK, total - chunk * CHUNK) for chunk in found)
+        hits = sum(min(size, total - chunk * size) for chunk in found)
         if hits:
             log.info("%d of %d reference trajectories (%s) from the cache %s", hits, total, split, cache.folder)
     parts: list[Batch] = []
     for chunk in chunks:
         rows = source.solve(chunk) if cache is None else cache.read(chunk)
-        rows = {name: value[: total - chunk * CHUNK] for name, value in rows.items()}
+        rows = {name: value[: total - chunk * size] for name, value in rows.items()}
         trajectory = source.trajectory(rows)
         end = trajectory.end()
         states = trajectory.at(levels) if levels else end.expand(0 if dense else 1, *end.shape)

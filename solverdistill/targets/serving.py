@@ -15,7 +15,7 @@ from solverdistill.denoiser import Teacher
 from solverdistill.families.base import Family
 from solverdistill.grids import Grid
 from solverdistill.objectives import Batch
-from solverdistill.targets.making import CHUNK, Progress, Targets, TargetSettings, make_targets
+from solverdistill.targets.making import Progress, Targets, TargetSettings, make_targets
 
 
 class SeededBatches:
@@ -140,7 +140,7 @@ class TargetData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """All held-out samples in every process, without whole trajectories: validation compares end points."""
         data = Targets(self.split("validation").batch)
-        batches: Any = [data.take(index) for index in torch.arange(len(data)).split(4 * CHUNK)]
+        batches: Any = [data.take(index) for index in torch.arange(len(data)).split(4 * self.settings.chunk)]
         return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
 
 

@@ -33,6 +33,7 @@ def load_own(
     condition: str = "index",
     null_label: int | None = None,
     noise_range: Sequence[float] | None = None,
+    data_range: Sequence[float] = (-1.0, 1.0),
     name: str | None = None,
     running: Running | Mapping[str, Any] | None = None,
 ) -> OwnTeacher:
@@ -55,6 +56,7 @@ def load_own(
         null_label: See `Convention`.
         noise_range: Largest and smallest level in the schedule's own unit; None takes edm 80 .. 0.002, flow and vp
             1 .. 0.001, cosine 0.99 .. 0.001, and a discrete schedule from its last index to its first.
+        data_range: Values of black and white in the network's data, for figures.
         name: Name in files and tables; None is the target's.
         running: How the network is run.
     Raises:
@@ -79,13 +81,18 @@ def load_own(
     if noise_range is None:
         noise_range = (1.0, 1 / path.steps) if isinstance(path, Discrete) else NOISE_RANGES[path.name]
     ends = float(noise_range[0]), float(noise_range[1])
+    black, white = (float(value) for value in data_range) if len(data_range) == 2 else (0.0, 0.0)
+    if not black < white:
+        raise ValueError(f"model.data_range must be two ascending numbers, not {list(data_range)}")
     network = find(target)(**dict(arguments or {}))
     if isinstance(network, Teacher) or not callable(network):
         kind = "a Teacher, which model._target_ takes itself" if isinstance(network, Teacher) else repr(network)
         raise ValueError(f"model.target {target} must return a module or a function, not {kind}")
     origin = {"target": target, "arguments": {key: str(value) for key, value in dict(arguments or {}).items()}}
     sample = tuple(int(size) for size in shape)
-    return OwnTeacher(network, convention, path, sample, ends, name or target, num_classes, running, origin)
+    teacher = OwnTeacher(network, convention, path, sample, ends, name or target, num_classes, running, origin)
+    teacher.data_range = black, white
+    return teacher
 
 
 def find(target: str) -> Callable[..., Any]:

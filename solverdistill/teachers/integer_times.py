@@ -12,10 +12,16 @@ table of the same solver. Played anywhere, it forms the same network inputs and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+import torch
+
+from solverdistill.noise import make_path
 from solverdistill.program import SolverProgram
 from solverdistill.teachers.own import OwnTeacher
+from solverdistill.teachers.schedules import NativeLevels
 
 
 def snap_program(program: SolverProgram, teacher: OwnTeacher) -> SolverProgram:
@@ -30,9 +36,21 @@ def snap_program(program: SolverProgram, teacher: OwnTeacher) -> SolverProgram:
     """
     if not teacher.convention.discrete_times:
         return program
-    alpha, sigma = teacher.snap(program.alpha, program.sigma)
-    P, Q = teacher.output_coefficients(program.alpha, program.sigma)
-    P_told, Q_told = teacher.output_coefficients(alpha, sigma)
+    return _snap(program, teacher.levels, teacher.prediction)
+
+
+def snap_described(program: SolverProgram, description: Mapping[str, Any]) -> SolverProgram:
+    """`snap_program` for the teacher that a solver file describes, whose network is not at hand."""
+    if not description.get("discrete_times"):
+        return program
+    return _snap(program, NativeLevels(make_path(description["path"])), str(description["prediction"]))
+
+
+def _snap(program: SolverProgram, table: NativeLevels, prediction: str) -> SolverProgram:
+    size = torch.hypot(program.alpha, program.sigma)
+    alpha, sigma = (value * size for value in table.at_index(table.nearest(program.alpha, program.sigma)))
+    P, Q = table.output(prediction, program.alpha, program.sigma)
+    P_told, Q_told = table.output(prediction, alpha, sigma)
     q = Q / Q_told
     p = P - q * P_told
     A, B, mask = program.A.clone(), program.B.clone(), program.mask.clone()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from solverdistill import Grid, families, read_solver, save_solver
+from solverdistill import Grid, families, load_solver, read_solver, sample, save_solver, zoo
 
 ROOT = Path(__file__).parents[2]
 TWO_STEPS = ["logger=csv", "evaluation=off", "trainer=cpu", "fit=gradient"]
@@ -98,3 +98,55 @@ def test_the_readme_works_from_python(tmp_path: Path, monkeypatch: pytest.Monkey
     assert isinstance(states, torch.Tensor) and states.shape == (3, 16, 6)
     program = read_solver("solver.json").program
     assert f"# {program.nfe} {program.depth}\n" in block  # the numbers that the page shows
+
+
+def test_the_readme_works_in_diffusers_as_its_page_does() -> None:
+    (block,) = fences("README.md", "py")
+    page = "".join(fences("docs/diffusers.md", "python"))
+    for line in filter(None, block.splitlines()):
+        assert line.replace(")", "").split(".images")[0] in page, line
+
+
+@pytest.mark.parametrize("group", ["model", "solver", "fit", "objective", "optimizer", "targets"])
+def test_the_readme_names_every_choice(group: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml"))
+    assert names and [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_what_the_readme_links_to_exists() -> None:
+    for page in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
+        for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+            assert ((ROOT / page).parent / link).exists(), f"{page} links to {link}"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_zoo_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = next(block for block in fences("README.md", "sh") if "zoo list" in block)
+    commands = [line.split("#")[0].split()[1:] for line in block.splitlines() if line.startswith("solverdistill zoo")]
+    assert len(commands) == 2
+    for command in commands:
+        assert run([sys.executable, "-m", "solverdistill", *command], ROOT)
+    (name,) = re.findall(r'load_solver\("(zoo:[^"]+)"\)', (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert load_solver(name).nfe == 5
+    assert f"{len(zoo.names())} published solvers" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_evaluating_plays_a_solver_in_k_diffusion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = fences("docs/evaluating.md", "python")
+    family = families.build("epd", Grid("polynomial", steps=2))
+    program = family.program(family.init(0))
+    monkeypatch.chdir(tmp_path)
+    save_solver("solver.json", program, family.hyperparameters(), family.init(0))
+    noise = torch.randn(4, 3, 8, 8)
+
+    def denoiser(x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return x * (alpha / (alpha**2 + sigma**2)).view(-1, 1, 1, 1)
+
+    def model(x: torch.Tensor, sigma: torch.Tensor, class_cond: torch.Tensor) -> torch.Tensor:
+        assert len(class_cond) == len(x)
+        return denoiser(x, torch.ones_like(sigma), sigma)
+
+    names = {"noise": noise, "model": model, "labels": torch.arange(4)}
+    exec(compile(block, "evaluating.md", "exec"), names)
+    torch.testing.assert_close(names["images"], sample(program, denoiser, noise), rtol=1e-4, atol=1e-5)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from solverdistill import Grid, families, save_solver
 from solverdistill.denoiser import Guided
 from solverdistill.evaluation import Candidate, compare, report, tables
+from solverdistill.evaluation.plan import EvaluationPlan
 from solverdistill.evaluation.publishing import publish
 from solverdistill.evaluation.references import EndPoints
-from solverdistill.evaluation.standalone import Evaluation, EvaluationPlan, evaluate
+from solverdistill.evaluation.standalone import Evaluation, evaluate
 from solverdistill.targets import Source, TargetSettings, make_targets
 from solverdistill.teachers.mixture import Mixture
 from solverdistill.trajectories import Reference
@@ -171,7 +172,7 @@ def test_the_best_of_every_nfe_is_marked(found: Evaluation) -> None:
     assert sum(cell.best for cell in groups["reference"][0].cells) == 0
 
 
-def test_mistakes_are_refused(tmp_path: Path) -> None:
+def test_mistakes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = save(tmp_path / "a"), save(tmp_path / "b", guidance=2.0)
     for options, message in (
         ({"solvers": [a, b]}, r"fitted at guidance \[1.0, 2.0\]; set guidance"),
@@ -184,6 +185,9 @@ def test_mistakes_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(plan(**options), images_teacher(), targets())
+    with pytest.raises(FileNotFoundError, match=r"LPIPS with vgg needs vgg16-397923af.pth .*: download https://"):
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+        evaluate(plan([a], lpips="vgg"), images_teacher(), targets())
     with pytest.raises(FileNotFoundError, match="do not exist"):
         evaluate(plan([a], real=str(tmp_path / "none")), images_teacher(), targets())
 

@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from solverdistill import read_solver
+from solverdistill.denoiser import Counted
+from solverdistill.guidance import make_guided
 from solverdistill.targets import CHUNK, TargetSettings, make_targets
+from solverdistill.teachers.digits import digits_kde
 from solverdistill.teachers.mixture import toy_mixture
 from solverdistill.trajectories import Reference
 
@@ -67,6 +70,20 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     solved = make_targets(TargetSettings(**options), "train", teacher, teacher)
     assert torch.equal(cached.batch.end, solved.batch.end) and torch.equal(cached.batch.noise, solved.batch.noise)
     assert shards(tmp_path) == after
+
+
+@pytest.mark.slow
+def test_a_rule_of_guidance_and_smaller_chunks(tmp_path: Path) -> None:
+    rule = {"scale": 3.0, "interval": [10.0, 0.1]}
+    chosen = ["model=digits_kde", f"guidance={rule}".replace("'", ""), "targets.train_samples=3", "targets.chunk=2"]
+    run = start(tmp_path, *chosen, "targets.reference.steps=4")
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    teacher, guided = make_guided(digits_kde(0.15), rule)
+    settings = TargetSettings(Reference(steps=4, rho=7.0), 3, cache=str(tmp_path / "targets"), chunk=2)
+    found = Counted(guided)
+    make_targets(settings, "train", teacher, found)
+    assert found.calls == 0  # all of them are in the cache that the script filled
 
 
 @pytest.mark.slow

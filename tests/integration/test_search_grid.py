@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from solverdistill.guidance import make_guided
 from solverdistill.search import search_grid
+from solverdistill.teachers.digits import digits_kde
 from solverdistill.teachers.mixture import toy_mixture
 from solverdistill.trajectories import Reference
 
@@ -49,6 +51,16 @@ def test_printed_list_is_the_grid(tmp_path: Path, method: str) -> None:
         )
         assert trained.returncode == 0, trained.stderr
         assert (tmp_path / "run" / "solver.json").is_file()
+
+
+def test_guidance_is_that_of_training(tmp_path: Path) -> None:
+    rule = {"scale": 3.0, "interval": [10.0, 0.1]}
+    chosen = ["model=digits_kde", f"guidance={rule}".replace("'", ""), "+search.method=gits"]
+    result = run(tmp_path, ROOT / "scripts" / "search_grid.py", *SEARCH, *chosen)
+    assert result.returncode == 0, result.stderr
+    teacher, guided = make_guided(digits_kde(0.15), rule)
+    found = search_grid("gits", teacher, guided, 3, reference=Reference(steps=15), samples=6)
+    assert result.stdout.strip() == f"[{','.join(map(repr, found.levels))}]"
 
 
 def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from solverdistill import Grid, SolverFileError, families, load_solver, read_solver, save_solver
 from solverdistill.coefficients import schema, write_atomically
+from solverdistill.guidance import GuidanceRule
 
 PROVENANCE = {
     "teacher": {"name": "toy", "fingerprint": "0", "prediction": "denoised", "path": {"name": "edm"}},
@@ -45,6 +46,26 @@ def test_every_family_writes_what_the_schema_says(name: str, tmp_path: Path) -> 
     document = json.loads(write(tmp_path / "s.json", name).read_text())
     jsonschema.validate(document, schema())
     assert load_solver(tmp_path / "s.json").nfe == document["program"]["nfe"]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "fits"),
+    [
+        (7.5, True),
+        ({"scale": 2.0}, True),
+        ({"scale": [2.0, 6.0], "interval": [0.8, 0.2], "channels": 3}, True),
+        ({"interval": [0.8, 0.2]}, False),
+        ({"scale": [2.0, 4.0, 6.0]}, False),
+        ({"scale": 2.0, "strength": 1.0}, False),
+        ("7.5", False),
+    ],
+)
+def test_guidance_is_a_number_or_a_rule(guidance: Any, fits: bool, tmp_path: Path) -> None:
+    document = {**json.loads(write(tmp_path / "s.json").read_text()), "provenance": {"nfe": 1, "depth": 1}}
+    document["provenance"]["guidance"] = guidance
+    assert jsonschema.Draft202012Validator(schema()).is_valid(document) == fits
+    if fits and isinstance(guidance, dict) and "channels" in guidance:
+        assert GuidanceRule.of(guidance).description() == guidance
 
 
 def test_one_row_per_line(tmp_path: Path) -> None:

@@ -21,9 +21,13 @@ from solverdistill import Grid, families, sample
 from solverdistill.coefficients import save_solver
 from solverdistill.consumers.diffusers import LearnedSolverScheduler
 from solverdistill.families import ROSTER
+from solverdistill.noise import make_path
 from solverdistill.program import SolverProgram
+from solverdistill.teachers.conventions import Convention
+from solverdistill.teachers.own import OwnTeacher
 from tests.diffusers_networks import CONFIGS, AnalyticNetwork, NetworkDenoiser, assert_close_to_scale, run_loop
 
+DISCRETE = {"name": "discrete", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
 GRID = Grid(steps=4, start=40.0, end=0.03)
 
 
@@ -192,6 +196,56 @@ def test_a_solver_file_alone_says_which_network_it_was_fitted_for(tmp_path: Path
         provenance={"teacher": {"prediction": "flow", "path": "flow"}},
     )
     assert LearnedSolverScheduler.from_solver(tmp_path / "flow.json").config["prediction_type"] == "flow_prediction"
+
+
+def test_a_rule_of_guidance_is_told_and_its_scale_kept(tmp_path: Path) -> None:
+    for scale, kept in ((3.0, 3.0), ([2.0, 4.0], None)):
+        rule = {"scale": scale, "interval": [0.8, 0.2]}
+        save_solver(tmp_path / "solver.json", make_program(), provenance={"guidance": rule})
+        with pytest.warns(UserWarning, match="fitted with guidance .*, of which a pipeline knows a scale alone"):
+            scheduler = LearnedSolverScheduler.from_solver(tmp_path / "solver.json", CONFIGS["epsilon"])
+        assert scheduler.config["guidance_scale"] == kept
+
+
+class IntegerNetwork(torch.nn.Module):
+    """Looks its time up in a table, as networks with integer times do."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first, self.table, self.out = first, torch.nn.Embedding(1000, 6), torch.nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        assert time.dtype == torch.int64
+        return self.out(torch.tanh(x + self.table(time - self.first)))
+
+
+@pytest.mark.parametrize(("prediction", "first"), [("eps", 0), ("v", 0), ("eps", 1)])
+def test_a_network_with_integer_times_is_told_integers(prediction: str, first: int, tmp_path: Path) -> None:
+    path, network = make_path(DISCRETE), IntegerNetwork(first)
+    convention = Convention(prediction, "index", time_offset=first, discrete_times=True)
+    teacher = OwnTeacher(network, convention, path, (6,), (1.0, 0.001))
+    family = families.build("epd", Grid("time_uniform", 4, 0.97, 0.05), path)
+    program = family.program(family.init(1))
+    save_solver(tmp_path / "solver.json", program, provenance={"teacher": teacher.description()})
+    LearnedSolverScheduler.from_solver(tmp_path / "solver.json").save_pretrained(tmp_path)
+    scheduler = LearnedSolverScheduler.from_pretrained(tmp_path)
+    assert scheduler.timesteps.dtype == torch.int64 and int(scheduler.timesteps.min()) >= first
+
+    noise = torch.randn(2, 6)
+    scheduler.set_timesteps(scheduler.nfe)
+    x = noise
+    for timestep in scheduler.timesteps:
+        x = scheduler.scale_model_input(x, timestep)
+        x = scheduler.step(network(x, timestep.expand(2)), timestep, x).prev_sample
+    assert_close_to_scale(x, sample(program, teacher, noise), 1e-5)
+
+
+def test_integer_times_of_another_schedule_are_refused(tmp_path: Path) -> None:
+    facts = {"prediction": "eps", "path": make_path(DISCRETE).hyperparameters(), "discrete_times": True}
+    save_solver(tmp_path / "solver.json", make_program(), provenance={"teacher": facts})
+    other = {**CONFIGS["epsilon"], "beta_end": 0.03}
+    with pytest.raises(ValueError, match="integer timesteps on another schedule"):
+        LearnedSolverScheduler.from_solver(tmp_path / "solver.json", other)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from solverdistill import Grid, families
 from solverdistill.denoiser import Counted
 from solverdistill.evaluation import Candidate, Row, classical_candidates, compare, figures, report
 from solverdistill.evaluation.candidates import CLASSICAL
-from solverdistill.evaluation.metrics import FrechetDistance, PairedErrors, frechet_distance, paired_errors
+from solverdistill.evaluation.metrics import FrechetDistance, frechet_distance
+from solverdistill.evaluation.paired import PairedErrors, paired_errors
 from solverdistill.noise import EDM, VP, Flow
 from solverdistill.program import sample
 from solverdistill.teachers.mixture import Mixture, toy_mixture

@@ -185,7 +185,7 @@ def test_a_network_in_single_precision_is_fitted_in_forward_mode() -> None:
 
 def test_evaluations_are_counted() -> None:
     family, batch = build("corrected", Grid("polynomial", 3), base="dpmpp"), of_mixture(8)
-    settings = GaussNewtonFit(iterations=1, tries=1, directions=100, jacobian="exact")
+    settings = GaussNewtonFit(iterations=1, tries=1, damping=10.0, directions=100, jacobian="exact")
     counted = Counted(toy_mixture())
     _, report = fit_gauss_newton(family, counted, batch, batch, settings)
     active = family.nfe * 2 + 2 * 3 + 1 + int(family.init(0)["raw_dt"].numel())  # told, rows, times

@@ -115,6 +115,12 @@ def test_the_card_holds_what_the_file_says(tmp_path: Path) -> None:
     assert "LearnedSolverScheduler.from_solver" in body and "load_solver(" in body
 
 
+def test_the_card_says_a_rule_of_guidance_in_words(tmp_path: Path) -> None:
+    rule = {"scale": [2.0, 6.0], "interval": [0.8, 0.25], "channels": 3}
+    card = model_card(solver_file(tmp_path, guidance=rule), "me/solver")
+    assert "| guidance scale | 2 to 6, interval 0.8 to 0.25, channels 3 |" in card.splitlines()
+
+
 def test_a_card_names_the_base_model_and_published_results_and_diffusers_where_it_can_play(tmp_path: Path) -> None:
     flux = model_card("zoo:dyweight-flux-nfe5", "me/flux")
     assert "base_model: black-forest-labs/FLUX.1-dev\n" in flux and "LearnedSolverScheduler" in flux

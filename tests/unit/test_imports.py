@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "solverdistill"
-HEAVY = ("lightning", "hydra", "omegaconf", "diffusers", "wandb", "torchvision", "torchmetrics", "matplotlib")
+HEAVY = ("lightning", "hydra", "omegaconf", "diffusers", "transformers", "huggingface_hub", "wandb", "torchvision")
+HEAVY += ("torchmetrics", "matplotlib")
 
 # Lower layers first; a module imports from its own layer or from below.
 LAYERS = [

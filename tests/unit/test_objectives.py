@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,10 @@ from solverdistill import Grid, families
 from solverdistill.denoiser import Counted
 from solverdistill.features import feature_network, inception_weights_path
 from solverdistill.local import LocalTruncation
-from solverdistill.objectives import Batch, Trajectory, distance, endpoint, feature_mse
+from solverdistill.objectives import Batch, PublishedEPD, Trajectory, distance, endpoint, feature_mse, mse
 from solverdistill.perceptual import LPIPS, weights_path
 from solverdistill.program import sample
-from solverdistill.teachers.mixture import toy_mixture
+from solverdistill.teachers.mixture import Mixture, toy_mixture
 
 FAMILY = families.build("epd", Grid("polynomial", 3), afs=True)
 
@@ -66,6 +68,66 @@ def test_lpips_says_which_file_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
         distance("lpips_vgg")
     with pytest.raises(ValueError, match="backbone 'resnet' is unknown"):
         LPIPS("resnet")
+
+
+class Latents(Mixture):
+    """The toy mixture as latents of images twice as large."""
+
+    def __init__(self) -> None:
+        toy = toy_mixture()
+        super().__init__(toy.means, toy.weights, toy.stds)
+        self.decoder = torch.nn.Linear(6, 12).double().requires_grad_(False)
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        return self.decoder(samples)
+
+
+def gradients(objective: Any, teacher: Mixture, data: Batch) -> dict[str, torch.Tensor]:
+    params = {name: value.requires_grad_() for name, value in FAMILY.init(0).items()}
+    loss = objective(FAMILY, params, teacher, data)
+    return dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
+
+
+def test_losses_of_images_reach_the_params_through_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, data, asked = Latents(), batch(), []
+
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        asked.append((tuple(x.shape), torch.is_grad_enabled()))
+        return teacher.decode(x)
+
+    def perceptual(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        assert a.shape[1] == b.shape[1] == 12
+        return mse(a, b)
+
+    monkeypatch.setattr("solverdistill.objectives.LPIPS", lambda net: perceptual)
+    features = endpoint("mse", lambda images: images[:, :4] ** 2, 2.0)
+    for objective in (endpoint("lpips_vgg"), features, PublishedEPDLoss(), LocalTruncation("lpips_vgg")):
+        chosen: Any = replace(objective, decode=decode)  # type: ignore[type-var]
+        asked.clear()
+        found = gradients(chosen, teacher, data)
+        assert {grad for _, grad in asked} == {True, False} and {shape for shape, _ in asked} == {(5, 6)}
+        assert all(bool(value.isfinite().all()) for value in found.values())
+        assert all(float(value.abs().max()) > 0 for value in found.values())
+
+    end, latent = sample(FAMILY.program(FAMILY.init(0)), teacher, data.noise), data.end
+    expected = mse(teacher.decode(end), teacher.decode(latent)).mean()
+    loss = replace(endpoint("lpips_vgg"), decode=teacher.decode)
+    torch.testing.assert_close(loss(FAMILY, FAMILY.init(0), teacher, data), expected)
+    torch.testing.assert_close(
+        replace(endpoint(), decode=decode)(FAMILY, FAMILY.init(0), teacher, data),
+        endpoint()(FAMILY, FAMILY.init(0), teacher, data),
+    )
+
+
+@dataclass(frozen=True)
+class PublishedEPDLoss(PublishedEPD):
+    """The last loss of the published schedule, as an objective."""
+
+    features: Any = torch.square
+
+    def __call__(self, family: Any, params: Any, denoiser: Any, data: Batch) -> torch.Tensor:
+        *_, last = self.steps(family, lambda: params, denoiser, data)
+        return last.loss
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +107,39 @@ def test_what_cannot_be_sampled_is_refused() -> None:
             SamplingPlan(**options)
 
 
+def run_script(folder: Path, *arguments: str) -> str:
+    """Run scripts/sample.py as users do, into `folder`/out; what it printed."""
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(root / "scripts" / "sample.py"), *arguments, f"hydra.run.dir={folder}/out"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 @pytest.mark.slow
 def test_the_script_writes_the_folder(tmp_path: Path) -> None:
-    import os
-    import subprocess
-    import sys
-
-    root = Path(__file__).parents[2]
     file = save_solver(tmp_path / "solver.json", PROGRAM)
-    command = [sys.executable, str(root / "scripts" / "sample.py"), "model=digits_kde", f"solver_file={file}"]
-    command += ["seeds=0-2", "classes=[1]", f"hydra.run.dir={tmp_path}/out"]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
-    assert result.returncode == 0, result.stderr
+    printed = run_script(tmp_path, "model=digits_kde", f"solver_file={file}", "seeds=0-2", "classes=[1]")
     assert len(list((tmp_path / "out" / "images").glob("class0001-seed*.png"))) == 3
-    assert "3 images, nfe 3, depth 3: grid.png and images/ are in" in result.stdout
+    assert "3 images, nfe 3, depth 3: grid.png and images/ are in" in printed
+
+
+@pytest.mark.slow
+def test_every_prompt_is_played_with_every_seed(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from PIL import Image
+
+    from tests.pipeline_folders import stable_diffusion
+
+    (tmp_path / "pipeline").mkdir()
+    weights = stable_diffusion(tmp_path / "pipeline")
+    program = families.build("euler", Grid("time_uniform", steps=2, start=1.0, end=1e-3), "vp").program()
+    file = save_solver(tmp_path / "solver.json", program, provenance={"guidance": 2.0})
+    prompts = 'prompts=["a fox", "a cat"]'
+    run_script(tmp_path, "model=sd15", f"model.weights={weights}", f"solver_file={file}", prompts, "seeds=0-2")
+    names = sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
+    assert names == [f"class{number:04d}-seed{seed:06d}.png" for number in range(2) for seed in range(3)]
+    with Image.open(tmp_path / "out" / "images" / names[0]) as image:
+        assert image.size == (16, 16) and image.mode == "RGB"

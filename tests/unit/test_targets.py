@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from solverdistill.denoiser import Counted, Guided, Teacher
+from solverdistill.evaluation.references import EndPoints
 from solverdistill.families import build
 from solverdistill.grids import Grid
 from solverdistill.noise import Cosine, Flow, float64
@@ -62,6 +63,32 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
     alone, label = seeded_noise([13], teacher, seed=3)
     assert torch.equal(noise[3:4], alone) and torch.equal(cond[3:4], label)
     assert not torch.equal(seeded_noise([13], teacher, seed=4)[0], alone)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_size_of_chunks_is_a_setting_and_part_of_the_cache(cached: bool, tmp_path: Path) -> None:
+    teacher, root = Counted(toy_mixture()), tmp_path if cached else None
+    small = make_targets(settings(root, 10, chunk=4), "train", toy_mixture(), teacher, EPD)
+    assert teacher.images == 4 * teacher.calls and teacher.calls % 3 == 0  # three chunks of four samples
+    large = make_targets(settings(root, 10), "train", toy_mixture(), teacher, EPD)
+    assert torch.equal(small.batch.noise, large.batch.noise)
+    torch.testing.assert_close(small.batch.targets, large.batch.targets, rtol=1e-5, atol=1e-5)
+    again = make_targets(settings(root, 6, chunk=4), "train", toy_mixture(), teacher, EPD)
+    assert torch.equal(again.batch.targets, small.batch.targets[:, :6])  # chunks are aligned to the global index
+    assert len(list(tmp_path.glob("mixture-train-*"))) == (2 if cached else 0)
+    with pytest.raises(ValueError, match="targets.chunk must be at least 1, not 0"):
+        settings(chunk=0)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_end_points_of_an_evaluation_follow_the_size_of_chunks(cached: bool, tmp_path: Path) -> None:
+    teacher, chosen = Counted(toy_mixture()), settings(tmp_path if cached else None, chunk=4)
+    ends = EndPoints(Source(chosen, "test", toy_mixture(), teacher), samples=10)
+    ends.prepare(lambda done: None, batch_size=5)
+    assert teacher.images == 4 * teacher.calls and teacher.calls % 3 == 0
+    made = make_targets(settings(None, chunk=4, test_samples=10), "test", toy_mixture(), toy_mixture())
+    noise, _, end = ends.take(3, 9)
+    assert torch.equal(noise, made.batch.noise[3:9]) and torch.equal(end, made.batch.end[3:9])
 
 
 @pytest.mark.parametrize("cached", [False, True])

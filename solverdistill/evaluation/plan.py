@@ -1,0 +1,61 @@
+"""What an evaluation of solver files is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from solverdistill.evaluation.distribution import BACKENDS
+from solverdistill.settings import check_fields
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is evaluated and how.
+
+    Args:
+        solvers: Solver files.
+        baselines: Classical families, each on the grids it is usually given.
+        nfe: Costs of the classical solvers; None takes every nfe and every depth of the solver files.
+        samples: Held-out samples.
+        batch_size: Samples per network call and stage.
+        guidance: Guidance scale, or a mapping as `guidance.GuidanceRule` takes it; None takes that of the solver files,
+            or 1.
+        extractor: Features for distances between sets: "auto" (the teacher's own), "fid", a registered one; None for
+            no such distances.
+        real: Real images: "auto" (the teacher's own data set), "reference" (the reference end points), or a folder,
+            .npz, .npy or MNIST file.
+        backend: Library of Frechet and kernel distance: "cleanfid" or "torchmetrics".
+        subset: Samples and real images that kernel distance, precision and recall are computed on.
+        neighbours: k of precision and recall.
+        lpips: Backbone of LPIPS ("vgg", "alex", "squeeze"); None leaves it out.
+        data_range: Values of the teacher's data that black and white have.
+        grid_samples: Rows of the sample grid.
+    """
+
+    solvers: list[str] = field(default_factory=list)
+    baselines: list[str] = field(default_factory=list)
+    nfe: list[int] | None = None
+    samples: int = 2048
+    batch_size: int = 128
+    guidance: Any = None
+    extractor: Any = "auto"
+    real: str = "auto"
+    backend: str = "cleanfid"
+    subset: int = 5000
+    neighbours: int = 3
+    lpips: str | None = None
+    data_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
+    grid_samples: int = 8
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("samples", "batch_size", "subset", "neighbours"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend {self.backend!r} is unknown; known: {', '.join(BACKENDS)}")
+        if not self.solvers and not (self.baselines and self.nfe):
+            raise ValueError("nothing to evaluate: name solver files, solvers=[...], or baselines=[...] with nfe=[...]")
+        if len(self.data_range) != 2 or not self.data_range[0] < self.data_range[1]:
+            raise ValueError(f"data_range must be two ascending numbers, not {self.data_range}")

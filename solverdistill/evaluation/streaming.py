@@ -1,0 +1,199 @@
+"""Measure solvers on any number of samples, batch by batch, on one or several processes.
+
+Only the errors of every sample (four numbers), running sums of features, a subset of the features and the first few
+images are kept. Process r of w takes every w-th batch; what they have is summed at the end, and since a batch depends
+on its indices alone, the result does not depend on their number beyond the order of the sums.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from solverdistill.evaluation.candidates import Candidate
+from solverdistill.evaluation.compare import REFERENCE, Row, make_row
+from solverdistill.evaluation.distribution import Distances, distances
+from solverdistill.evaluation.extractors import FeatureSpace
+from solverdistill.evaluation.images import RealImages
+from solverdistill.evaluation.paired import Distance, PairedErrors, paired_errors
+from solverdistill.evaluation.references import EndPoints
+from solverdistill.evaluation.statistics import FeatureStatistics, processes, sum_over_processes
+from solverdistill.program import Denoise, sample
+
+Progress = Callable[[str, int, int], None]
+NAMES = ("rmse", "psnr", "ssim", "lpips")
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What every solver is measured with.
+
+    Args:
+        as_images: Turns end points into images in [-1, 1].
+        lpips: Perceptual distance of pairs of images; None leaves it out.
+        space: Features for distances between sets; None leaves these out.
+        real: Statistics of the real images in that space.
+        backend: Library of the Frechet and kernel distances.
+        neighbours: k of precision and recall.
+        subset: Number of samples whose features are kept for kernel distance, precision and recall: the first ones.
+        images: Number of samples whose images are kept: the first ones.
+    """
+
+    as_images: Callable[[Tensor], Tensor]
+    lpips: Distance | None = None
+    space: FeatureSpace | None = None
+    real: FeatureStatistics | None = None
+    backend: str = "cleanfid"
+    neighbours: int = 3
+    subset: int = 5000
+    images: int = 0
+
+    def statistics(self, samples: int) -> FeatureStatistics | None:
+        """Empty statistics for a number of samples."""
+        return None if self.space is None else FeatureStatistics(self.space.width, range(min(self.subset, samples)))
+
+    def distances(self, statistics: FeatureStatistics | None) -> Distances:
+        """Distances of all samples from the real images; sums over the processes."""
+        if statistics is None:
+            return Distances()
+        statistics.reduce()
+        return Distances() if self.real is None else distances(self.real, statistics, self.backend, self.neighbours)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A solver's row and the images of its first samples, in [-1, 1]. Shape: (images, channels, height, width)."""
+
+    row: Row
+    images: Tensor
+
+
+def measure(
+    candidate: Candidate | None,
+    denoiser: Denoise,
+    ends: EndPoints,
+    yardstick: Yardstick,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Measured:
+    """Play a solver on all samples and measure it; None measures the reference itself.
+
+    Args:
+        candidate: The solver.
+        denoiser: The teacher, possibly guided, on the device of `ends.source`.
+        ends: Noise, conditions and reference end points.
+        yardstick: What is measured.
+        batch_size: Samples per batch.
+        progress: Called with the label, the samples done by this process and those it has to do.
+    """
+    total, label = len(ends), REFERENCE if candidate is None else candidate.label
+    errors, kept = _Errors(total), None
+    statistics = yardstick.statistics(total)
+    seconds = torch.zeros(1, dtype=torch.float64)
+    batches, done = ends.batches(batch_size), 0
+    for start, stop in batches:
+        noise, cond, end = ends.take(start, stop)
+        begun = time.perf_counter()
+        samples = end if candidate is None else _play(candidate, denoiser, noise, cond, ends.source.device)
+        seconds += time.perf_counter() - begun
+        images = yardstick.as_images(samples)
+        pair = images, images if candidate is None else yardstick.as_images(end.to(samples))
+        errors.put(start, stop, paired_errors(samples, end, yardstick.lpips, pair))
+        if statistics is not None and yardstick.space is not None:
+            statistics.update(yardstick.space(images), range(start, stop))
+        kept = _keep(kept, images, start, yardstick.images)
+        done += stop - start
+        if progress is not None:
+            progress(label, done, sum(b - a for a, b in batches))
+    sum_over_processes(seconds)
+    joined = errors.reduce()
+    if candidate is None:
+        row = make_row(REFERENCE, REFERENCE, None, None, joined)
+    else:
+        costs = candidate.nfe, candidate.depth
+        row = make_row(label, candidate.kind, *costs, joined, seconds=seconds.item())
+    found = yardstick.distances(statistics)
+    parts = {name: getattr(found, name) for name in ("frechet", "kernel", "precision", "recall")}
+    return Measured(replace(row, **parts), _reduce_images(kept, ends, yardstick))
+
+
+def measure_real(
+    real: RealImages,
+    space: FeatureSpace,
+    subset: int,
+    batch_size: int,
+    shape: Sequence[int],
+    progress: Progress | None = None,
+) -> FeatureStatistics:
+    """Statistics of real images; the subset is drawn at random, once and for all, because sets are sorted by class.
+
+    Raises:
+        ValueError: an image has another shape than the samples.
+    """
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:subset]
+    statistics = FeatureStatistics(space.width, order.tolist())
+    rank, world = processes()
+    starts = range(0, len(real), batch_size)[rank::world]
+    for number, start in enumerate(starts, 1):
+        indices = range(start, min(start + batch_size, len(real)))
+        images = real.take(indices)
+        if tuple(images.shape[1:]) != tuple(shape):
+            raise ValueError(
+                f"real images {real.name} have shape {tuple(images.shape[1:])}, the samples {tuple(shape)}; bring them "
+                "to the size of the samples"
+            )
+        statistics.update(space(images), indices)
+        if progress is not None:
+            progress("real images", number, len(starts))
+    return statistics.reduce()
+
+
+class _Errors:
+    """Errors of all samples, filled batch by batch and summed over the processes."""
+
+    def __init__(self, samples: int) -> None:
+        self.values = torch.zeros(len(NAMES), samples, dtype=torch.float64)
+        self.known = torch.zeros(len(NAMES), dtype=torch.float64)
+
+    def put(self, start: int, stop: int, errors: PairedErrors) -> None:
+        for i, name in enumerate(NAMES):
+            value: Tensor | None = getattr(errors, name)
+            if value is not None:
+                self.values[i, start:stop] = value
+                self.known[i] = 1
+
+    def reduce(self) -> PairedErrors:
+        sum_over_processes(self.values)
+        sum_over_processes(self.known)
+        found = zip(NAMES, self.values, self.known.tolist(), strict=True)
+        return PairedErrors(**{name: value for name, value, known in found if known})
+
+
+def _play(candidate: Candidate, denoiser: Denoise, noise: Tensor, cond: Any, device: Any) -> Tensor:
+    noise, cond = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (noise, cond))
+    samples = sample(candidate.program, denoiser, noise, cond)
+    if samples.is_cuda:
+        torch.cuda.synchronize(samples.device)  # for the time
+    return samples
+
+
+def _keep(kept: Tensor | None, images: Tensor, start: int, count: int) -> Tensor:
+    """Put the images of the first samples into their places."""
+    if kept is None:
+        kept = torch.zeros(count, *images.shape[1:])
+    part = images[: max(count - start, 0)].float().cpu()
+    kept[start : start + len(part)] = part
+    return kept
+
+
+def _reduce_images(kept: Tensor | None, ends: EndPoints, yardstick: Yardstick) -> Tensor:
+    if kept is None:  # this process has no batch; the shape of an image is known from any sample
+        example = torch.zeros(1, *ends.source.teacher.shape, device=ends.source.device)
+        kept = torch.zeros(yardstick.images, *yardstick.as_images(example).shape[1:])
+    return sum_over_processes(kept)

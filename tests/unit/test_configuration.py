@@ -1,0 +1,86 @@
+"""What a configuration is refused for, and what it becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Tensor
+
+from solverdistill.configuration import check_config, make_objective, make_student
+from solverdistill.guidance import make_guided
+from solverdistill.noise import Flow
+from solverdistill.objectives import Trajectory
+from solverdistill.teachers.callable import load_own
+from solverdistill.teachers.mixture import Mixture, toy_mixture
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", overrides=["model=mixture", *overrides])
+
+
+class EpsNetwork(Mixture):
+    """The toy mixture, as a network that predicts noise on a flow path that reaches pure noise."""
+
+    def __init__(self) -> None:
+        toy = toy_mixture()
+        super().__init__(toy.means, toy.weights, toy.stds)
+        self.path, self.noise_range, self.prediction = Flow(), (1.0, 0.01), "eps"
+
+
+class Latents(EpsNetwork):
+    def decode(self, samples: Tensor) -> Tensor:
+        return 2 * samples
+
+
+@pytest.mark.parametrize("solver", ["dss", "epd", "ld3"])
+def test_a_network_that_predicts_noise_is_not_asked_at_pure_noise(solver: str) -> None:
+    chosen = f"solver={solver}", "solver.nfe=5"
+    afs = ["solver.afs=false", "solver.nfe=6"] if solver == "epd" else []
+    with pytest.raises(ValueError, match="mixture predicts noise and says nothing at pure noise, where .* begins"):
+        make_student(composed(*chosen, *afs).solver, EpsNetwork())
+    below = make_student(composed(*chosen, *afs, "+solver.grid.start=0.99").solver, EpsNetwork())
+    assert below.family.grid[0] == 0.99
+    with pytest.raises(ValueError, match="says nothing at pure noise"):
+        levels = "~solver.grid", "+solver.grid=[1.0,0.75,0.5,0.25,0.1,0.01]"
+        make_student(composed("solver=dss", "solver.nfe=5", *levels).solver, EpsNetwork())
+    flow = EpsNetwork()
+    flow.prediction = "flow"
+    assert make_student(composed(*chosen, *afs).solver, flow).family.grid[0] == 1.0
+
+
+def test_an_objective_looks_at_what_a_latent_teacher_decodes() -> None:
+    objective = composed("objective=endpoint").objective
+    latents = Latents()
+    made = make_objective(objective, latents)
+    assert isinstance(made, Trajectory) and made.decode is not None
+    assert torch.equal(made.decode(torch.ones(2)), torch.full((2,), 2.0))
+    assert make_objective(objective, EpsNetwork()).decode is None
+    assert make_objective(composed("objective=rmse_bound").objective, latents).lipschitz == 1.0
+
+
+def test_guidance_is_a_number_or_a_mapping() -> None:
+    check_config(composed("guidance={scale: [2.0, 6.0], interval: [0.8, 0.2]}"))
+    for wrong in ("guidance=strong", "guidance=true"):
+        with pytest.raises(TypeError, match="guidance must be a number or a mapping of scale, interval and channels"):
+            check_config(composed(wrong))
+
+
+def test_a_data_range_is_two_ascending_numbers() -> None:
+    settings: dict[str, Any] = {"target": "torch.nn.Identity", "shape": [6], "prediction": "v", "noise_schedule": "vp"}
+    assert load_own(**settings).data_range == toy_mixture().data_range == (-1.0, 1.0)
+    teacher = load_own(**settings, data_range=[0, 255])
+    assert teacher.data_range == (0.0, 255.0)
+    assert teacher.fingerprint() == load_own(**settings).fingerprint()
+    drawn, _ = make_guided(teacher, {"scale": [1.0, 2.0]})
+    assert drawn.data_range == (0.0, 255.0)
+    for wrong in ([1.0, -1.0], [0.0], [0.0, 0.5, 1.0]):
+        with pytest.raises(ValueError, match="model.data_range must be two ascending numbers"):
+            load_own(**settings, data_range=wrong)
