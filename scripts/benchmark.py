@@ -3,10 +3,11 @@
     python scripts/benchmark.py overhead                       # what the executor adds to the network calls
     python scripts/benchmark.py overhead --device cuda --out overhead-cuda.md
     python scripts/benchmark.py families --nfe 4 6 8           # every student, trained with the same budget
+    python scripts/benchmark.py fits                           # every fit on the same students
     python scripts/benchmark.py families --nfe 6 --solvers gas ld3 --jobs 2 --set optimizer.lr=0.01 --out trial.md
 
-`families` goes on where it was when started again with the same settings: what is done stands in the CSV file beside
-its report.
+`families` and `fits` go on where they were when started again with the same settings: what is done stands in a file
+beside their report.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ def families(arguments: argparse.Namespace) -> None:
     run(arguments)
 
 
+def fits(arguments: argparse.Namespace) -> None:
+    """Every fit on the same students."""
+    from benchmarks.fits import run
+
+    run(arguments)
+
+
 def student(arguments: argparse.Namespace) -> None:
     """One line of `families`, which runs each in a process of its own."""
     from benchmarks.student import run
@@ -42,6 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_overhead(commands.add_parser("overhead", help="time of the executor relative to the network calls it makes"))
     _add_families(commands.add_parser("families", help="error of every student after the same number of evaluations"))
+    _add_fits(commands.add_parser("fits", help="error of every fit against evaluations and seconds"))
     one = commands.add_parser("student", help="one student of `families`, in the process that it is given")
     one.add_argument("job", help="what to do, as JSON")
     one.add_argument("result", type=Path, help="file for the result, as JSON")
@@ -79,6 +88,25 @@ def _add_families(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("docs/benchmarks/families.md"), help="Markdown file; csv and png lie beside it"
     )
     parser.set_defaults(run=families)
+
+
+def _add_fits(parser: argparse.ArgumentParser) -> None:
+    nfe = {"type": _positive, "nargs": "+"}
+    parser.add_argument("--solvers", nargs="+", default=["corrected", "gas", "epd"], help="students")
+    parser.add_argument("--nfe", **nfe, default=[4, 6, 8], help="evaluations per sample (default: 4 6 8)")
+    parser.add_argument("--nfe-epd", **nfe, default=[5, 8], help="those of epd, which has not all (default: 5 8)")
+    parser.add_argument("--recipes", nargs="+", help="fits, of scripts/benchmarks/recipes.py (default: all)")
+    parser.add_argument("--model", default="edm_digits", help="teacher, of configs/model (default: edm_digits)")
+    parser.add_argument("--evaluations", type=_positive, default=40000, help="budget of a fit (default: 40000)")
+    parser.add_argument("--test-samples", type=_positive, default=512, help="samples to compare on (default: 512)")
+    parser.add_argument("--seeds", type=_positive, default=3, help="seeds of each fit (default: 3)")
+    parser.add_argument("--jobs", type=_positive, default=1, help="processes at a time, one thread each (default: 1)")
+    parser.add_argument("--fresh", action="store_true", help="forget what a former run has finished")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every configuration")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/benchmarks/fits.md"), help="Markdown file; json and png lie beside it"
+    )
+    parser.set_defaults(run=fits)
 
 
 def _positive(text: str) -> int:

@@ -77,7 +77,7 @@ def check_fits(fits: Mapping[str, AnyFit], student: Student) -> None:
         if isinstance(fit, GreedyFit):
             check_greedy(student.family)
         if isinstance(fit, LeastSquaresFit) and len(fits) == 1 and not student.family.linear_params:
-            raise ValueError(f"fit=least_squares has nothing to fit in {student.family.name}; add fit=[...,gauss_newton]")
+            raise ValueError(f"fit=least_squares has nothing to fit in {student.family.name}; take fit=gauss_newton")
 
 
 def needs_trajectories(fits: Mapping[str, AnyFit]) -> bool:
@@ -104,15 +104,15 @@ def run_direct(
         progress: Called with (iteration, iterations, held-out error).
     """
     student, family = standing.student, standing.student.family
-    held_out = on_device(data.split("validation").batch, data.device)
+    train, held_out = (on_device(data.split(name).batch, data.device) for name in ("train", "validation"))
     if isinstance(fit, RaceFit):
         reference = _trajectories(data, RACE_TRAJECTORIES).reference if fit.gits else None
         noise_range = data.teacher.noise_range
-        winner, report = run_race(student, denoiser, held_out, noise_range, reference, fit, seed)
-        return standing.after(report, winner.family.init(seed), winner)
+        racing = denoiser, train, held_out, noise_range
+        winner, params, report = run_race(student, *racing, reference, fit, seed)
+        return standing.after(report, params, winner)
     start = standing.params
     if isinstance(fit, GaussNewtonFit):
-        train = on_device(data.split("train").batch, data.device)
         settings = replace(fit, seed=seed)
         params, report = fit_gauss_newton(family, denoiser, train, held_out, settings, start, progress)
     elif isinstance(fit, LeastSquaresFit):

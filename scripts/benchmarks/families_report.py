@@ -66,7 +66,7 @@ def _cells(record: Record, name: str, best: Sequence[float | None]) -> list[str]
     head = [name if record.kind == CLASSICAL else f"`{name}`", str(record.nfe), str(record.depth), str(record.params)]
     if record.kind == CLASSICAL:
         return [*head, *errors, DASH, DASH, DASH]
-    spent = (record.teacher_evaluations, record.training_evaluations, record.validation_evaluations)
+    spent = (record.teacher_evaluations, record.forward_evaluations, record.backward_evaluations)
     cost = [f"{record.seconds:.0f}", " + ".join(f"{count:,}" for count in spent), f"{record.megabytes:.0f}"]
     return [*head, *errors, *cost]
 
@@ -87,17 +87,17 @@ def _best(rows: Sequence[Record], value: Callable[[Record], float | None]) -> fl
 def _introduction(arguments: argparse.Namespace) -> list[str]:
     text = f"""
 Every student of the roster on the teacher `{arguments.model}`, with the defaults of `configs/solver`, trained with the
-same budget: {arguments.evaluations:,} images seen forward by the network in training; the backward pass costs about two
-more of each. Iterations are the budget divided by batch size and nfe. Errors are those of {arguments.test_samples}
-held-out samples, whose seeds neither training nor validation has seen.
+same budget: {arguments.evaluations:,} evaluations of the network, of which the backward pass of an image counts as one
+(measured on the shipped U-Net, whose weights are frozen). Errors are those of {arguments.test_samples} held-out
+samples, whose seeds neither training nor validation has seen.
 
 - *RMSE*: of each sample against the reference from the same noise, in data units; of a student at its initialisation →
   after training. EPD starts at random params; where a student starts as a classical solver, that solver is in the table
   too. The CSV file has the 95th percentiles.
 - *FD*: Frechet distance to the real images on the features of the digit classifier, after training.
 - *evaluations*: images seen by the network for the reference trajectories of training and validation, which all
-  students share, + in training + in validation.
-- *seconds*: wall time of training and validation. *MB*: largest resident memory of the process, most of it libraries.
+  students share, + forward in fits with their validations + backward, in forward evaluations.
+- *seconds*: wall time of the fits. *MB*: largest resident memory of the process, most of it libraries.
 """
     return text.strip().split("\n")
 

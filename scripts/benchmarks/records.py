@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from solverdistill.coefficients import write_atomically
 
 CLASSICAL = "classical"
-TEXTS = ("settings", "kind", "solver")
-COUNTS = ("nfe", "depth", "params", "iterations", "teacher_evaluations", "training_evaluations")
-COUNTS += ("validation_evaluations",)
+TEXTS = ("settings", "kind", "solver", "fits")
+COUNTS = ("nfe", "depth", "params", "teacher_evaluations", "forward_evaluations", "backward_evaluations")
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,13 @@ class Record:
         initial_p95: Likewise.
         initial_frechet: Likewise.
         params: Trained numbers.
-        iterations: Optimizer steps.
         teacher_evaluations: Images evaluated for the reference trajectories of training and validation.
-        training_evaluations: Images evaluated forward in training; the backward pass costs about two more of each.
-        validation_evaluations: Images evaluated when looking at validation samples.
-        seconds: Wall time of training with its validations.
-        megabytes: Largest resident memory of the process up to the end of training, in 10^6 bytes.
+        forward_evaluations: Images that the fits evaluated forward, on training and on validation samples.
+        backward_evaluations: What their backward passes and directional derivatives cost, in forward evaluations.
+        seconds: Wall time of the fits.
+        megabytes: Largest resident memory of the process up to the end of the fits, in 10^6 bytes.
+        fits: Names of the fits that ran.
+        history: (fit, held-out RMSE, evaluations, seconds) of every state that a fit kept; not part of the CSV file.
     """
 
     settings: str
@@ -58,12 +58,13 @@ class Record:
     initial_p95: float | None = None
     initial_frechet: float | None = None
     params: int = 0
-    iterations: int = 0
     teacher_evaluations: int = 0
-    training_evaluations: int = 0
-    validation_evaluations: int = 0
+    forward_evaluations: int = 0
+    backward_evaluations: int = 0
     seconds: float | None = None
     megabytes: float | None = None
+    fits: str = ""
+    history: list[list[Any]] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -79,10 +80,12 @@ class Record:
 def write_records(path: Path, records: Sequence[Record]) -> None:
     """Write all records with all their digits; a number that does not exist is an empty field."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, [field.name for field in fields(Record)], lineterminator="\n")
+    names = [field.name for field in fields(Record) if field.name != "history"]
+    writer = csv.DictWriter(stream, names, lineterminator="\n")
     writer.writeheader()
     for record in records:
-        writer.writerow({name: "" if value is None else value for name, value in asdict(record).items()})
+        values = asdict(record)
+        writer.writerow({name: "" if values[name] is None else values[name] for name in names})
     write_atomically(path, stream.getvalue())
 
 

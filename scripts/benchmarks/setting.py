@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import hydra
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
 
-from solverdistill.configuration import check_config, make_student
-from solverdistill.denoiser import Counted, Guided, Teacher
+from solverdistill.configuration import Run, make_student, make_trainer
+from solverdistill.denoiser import Counted, Teacher
+from solverdistill.fits.gauss_newton import GaussNewtonFit
+from solverdistill.fits.greedy import GreedyFit
+from solverdistill.fits.report import BACKWARD_COST
 from solverdistill.grids import Grid
+from solverdistill.module import FitSettings
+from solverdistill.run import fit_all
+from solverdistill.stages import AnyFit, Standing
 from solverdistill.students import Student
 from solverdistill.targets import Targets, TargetSettings, make_targets
-from solverdistill.trajectories import Reference, seeded_noise
+from solverdistill.trajectories import seeded_noise
 
 from .records import CLASSICAL
 
@@ -32,7 +35,7 @@ class Job:
         solver: Name of a student's configuration, or "classical" for all classical solvers.
         nfe: Evaluations per sample.
         model: Name of the teacher's configuration.
-        evaluations: Budget: images that the network sees forward in training.
+        evaluations: Budget of every fit, in forward equivalents: a backward pass counts as a forward one.
         test_samples: Held-out samples to compare on.
         seed: Seed of the student.
         overrides: Further overrides of the configuration.
@@ -55,12 +58,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Setting:
-    """A configuration with the teacher and the targets that it speaks of."""
+    """A run of a job's configuration, built but not begun."""
 
-    config: DictConfig
-    teacher: Teacher
-    denoiser: Counted
-    targets: TargetSettings
+    run: Run
 
     @classmethod
     def of(cls, job: Job, output: str = ".") -> Setting:
@@ -69,16 +69,41 @@ class Setting:
         own = [f"model={job.model}", f"seed={job.seed}", f"targets.test_samples={job.test_samples}"]
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose("train", overrides=[*QUIET, f"output_dir={output}", *solver, *own, *job.overrides])
-        check_config(config)
-        teacher: Teacher = hydra.utils.instantiate(config.model)
-        options: Any = OmegaConf.to_container(config.targets, resolve=True)
-        targets = TargetSettings(**{**options, "reference": Reference(**options["reference"])})
-        return cls(config, teacher, Counted(Guided(teacher, config.guidance, teacher.null_cond)), targets)
+        return cls(Run.of(config))
+
+    @property
+    def teacher(self) -> Teacher:
+        """The frozen network."""
+        return self.run.teacher
+
+    @property
+    def denoiser(self) -> Counted:
+        """The possibly guided teacher."""
+        return self.run.denoiser
+
+    @property
+    def targets(self) -> TargetSettings:
+        """What the targets are made with."""
+        return self.run.targets
 
     def student(self, nfe: int) -> Student:
         """The configured student at exactly `nfe` evaluations."""
-        self.config.solver.nfe = nfe
-        return make_student(self.config.solver, self.teacher)
+        self.run.config.solver.nfe = nfe
+        return make_student(self.run.config.solver, self.teacher)
+
+    def fit(self, student: Student, evaluations: int) -> Standing:
+        """Run the configured fits on a student, each stage that has a length for a budget of evaluations.
+
+        Args:
+            student: Where to begin.
+            evaluations: Forward equivalents: a backward pass of an image counts as one forward pass.
+        """
+        fits = {name: with_budget(fit, evaluations, student.family.nfe) for name, fit in self.run.fits.items()}
+        run = replace(self.run, student=student, fits=fits)
+        data = run.data(student, torch.device("cpu"), None)
+        for split in ("train", "validation"):
+            data.split(split)  # from the cache, outside of what is measured
+        return fit_all(run, Standing(student), data, make_trainer(run), None)
 
     def nearest(self, nfe: int) -> int:
         """The nfe that the student can spend exactly and that is nearest to `nfe` from below.
@@ -104,3 +129,14 @@ class Setting:
         with torch.no_grad():
             self.targets.reference.solve(self.teacher, self.denoiser, noise, cond, rule)
         return self.denoiser.images - before
+
+
+def with_budget(fit: AnyFit, evaluations: int, nfe: int) -> AnyFit:
+    """A fit that spends about this many evaluations, where its length can be chosen."""
+    if isinstance(fit, FitSettings):
+        return replace(fit, iterations=max(1, round(evaluations / ((1 + BACKWARD_COST) * fit.batch_size * nfe))))
+    if isinstance(fit, GaussNewtonFit):
+        return replace(fit, evaluations=evaluations, iterations=10_000)
+    if isinstance(fit, GreedyFit):
+        return replace(fit, samples=max(1, min(evaluations // nfe, fit.samples)))
+    return fit

@@ -198,7 +198,7 @@ def test_fits_begin_where_the_one_before_ended(tmp_path: Path) -> None:
     [
         (["fit=[gauss_newton,race]"], "the race finds where to start, so it has to come first"),
         (["fit=[gradient,relaxed]"], "has 2 fits with an optimizer; keep one of them"),
-        (["fit=least_squares", "solver=epd"], "fit=least_squares has nothing to fit in epd; add fit="),
+        (["fit=least_squares", "solver=epd"], "fit=least_squares has nothing to fit in epd; take fit="),
         (["fit=[]"], "fit is empty; name at least one"),
     ],
 )

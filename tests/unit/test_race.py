@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from solverdistill import families
 from solverdistill.denoiser import Counted
+from solverdistill.families.base import Params
 from solverdistill.fits.race import RaceFit, entrants, run_race
 from solverdistill.grids import Grid
 from solverdistill.objectives import Batch
@@ -28,8 +31,8 @@ def student(name: str = "corrected", nfe: int = 4, **options: object) -> Student
     return Student.build(name, nfe, Grid("polynomial", rho=7.0), "edm", options)
 
 
-def start_error(student: Student, batch: Batch) -> float:
-    program = student.family.program(student.family.init(0)).detach()
+def start_error(student: Student, batch: Batch, params: Params | None = None) -> float:
+    program = student.family.program(student.family.init(0) if params is None else params).detach()
     return float(rmse(sample(program, toy_mixture(), batch.noise), batch.end).mean())
 
 
@@ -50,11 +53,23 @@ def test_the_winner_has_the_smallest_error_of_the_finalists_and_no_more_than_the
     name: str, nfe: int
 ) -> None:
     batch, configured = solved(64), student(name, nfe)
-    winner, report = run_race(configured, toy_mixture(), batch, RANGE, batch.reference)
+    winner, params, report = run_race(configured, toy_mixture(), batch, batch, RANGE, batch.reference)
     assert report.history[0].rmse == pytest.approx(start_error(configured, batch))
-    assert report.rmse == pytest.approx(start_error(winner, batch)) and report.rmse <= report.history[0].rmse
+    assert report.rmse == pytest.approx(start_error(winner, batch, params)) and report.rmse <= report.history[0].rmse
     assert "won over" in report.note and winner.family.nfe == nfe
     assert winner.family.name == name
+
+
+def test_drawn_params_race_with_several_seeds() -> None:
+    field = list(entrants(student("epd", 3), RANGE, seed=5))
+    assert field[0].label == "configured"
+    draws = {re.findall(r"draw (\d+) ", entrant.label)[0] for entrant in field[1:]}
+    assert draws == {str(seed) for seed in range(6, 13)}
+    assert len({tuple(entrant.params["r_params"].flatten().tolist()) for entrant in field}) == 8
+    assert len(field) == 8  # all grids of one step are the same
+    longer = list(entrants(student("epd", 6), RANGE))
+    assert len(longer) > 24 and len({entrant.student.family for entrant in longer}) * 8 == len(longer)
+    assert not any("draw" in entrant.label for entrant in entrants(student("epd", 6), RANGE, starts=False))
 
 
 def test_a_configured_start_that_is_best_stays() -> None:
@@ -62,14 +77,14 @@ def test_a_configured_start_that_is_best_stays() -> None:
     configured = student("corrected", 4)
     program = configured.family.program(configured.family.init(0)).detach()
     batch = batch._replace(end=sample(program, toy_mixture(), batch.noise))
-    winner, report = run_race(configured, toy_mixture(), batch, RANGE)
+    winner, _, report = run_race(configured, toy_mixture(), batch, batch, RANGE)
     assert winner == configured and report.rmse == 0 and report.note.startswith("configured won")
 
 
 def test_it_is_deterministic_and_counts_its_evaluations() -> None:
     batch, counted = solved(32), Counted(toy_mixture())
-    first, report = run_race(student(), counted, batch, RANGE, settings=RaceFit(first=4, survivors=3))
-    again, _ = run_race(student(), toy_mixture(), batch, RANGE, settings=RaceFit(first=4, survivors=3))
+    first, _, report = run_race(student(), counted, batch, batch, RANGE, settings=RaceFit(first=4, survivors=3))
+    again, _, _ = run_race(student(), toy_mixture(), batch, batch, RANGE, settings=RaceFit(first=4, survivors=3))
     assert first == again and counted.images == report.evaluations
     field = len(list(entrants(student(), RANGE)))
     assert counted.images == 4 * (4 * field + 16 * 3 + 32 * 3)  # the configured start runs with the last two
