@@ -74,6 +74,8 @@ def fit_all(run: Run, standing: Standing, data: TargetData, trainer: Trainer, ch
             data.split(split)
     teacher.add("teacher", run.denoiser.images)
     standing = replace(standing, reports=(FitReport.of("targets", [], teacher, "all made"),))
+    if trainer.is_global_zero and run.denoiser.images:
+        console().print(standing.reports[0].summary())
     resumed = checkpoint is not None
     for name, fit in run.fits.items():
         before = standing

@@ -100,12 +100,12 @@ def _goal(chosen: Sequence[Any]) -> list[str]:
 
 def _introduction(arguments: argparse.Namespace) -> list[str]:
     text = f"""
-Students fitted to the teacher `{arguments.model}` by every fit. The budget of a fit is {arguments.evaluations:,} network
-evaluations; a paper's own gradient recipe runs once, for {LONG} times as many. A fit may stop before its budget is spent,
-and a race or a least-squares fit has none of its own. Errors are those of {arguments.test_samples} held-out samples
-against the reference from the same noise, in data units, each the mean over the seeds; *spread* is the range of the mean
-over {arguments.seeds} seeds. *evaluations*: images that the network evaluated in the fits, forward (on training and on
-validation samples) and backward; the backward pass of an image counts as one, a directional derivative as 1.5. The
-figure shows errors of the validation samples, which decide what a fit keeps, of the first seed.
+Students fitted to the teacher `{arguments.model}` by every fit. The budget of a fit is {arguments.evaluations:,}
+network evaluations; a paper's own gradient recipe runs once, for {LONG} times as many. A fit may stop before its budget
+is spent, and a race or a least-squares fit has none of its own. Errors are those of {arguments.test_samples} held-out
+samples against the reference from the same noise, in data units, each the mean over the seeds; *spread* is the range of
+the mean over {arguments.seeds} seeds. *evaluations*: images that the network evaluated in the fits, forward (on
+training and on validation samples) and backward; the backward pass of an image counts as one, a directional derivative
+as 1.5. The figure shows errors of the validation samples, which decide what a fit keeps, of the first seed.
 """
     return text.strip().split("\n")

@@ -62,6 +62,8 @@ class GaussNewtonFit:
         damping: Damping of the first step, a share of the diagonal.
         damping_factor: Factor between the dampings that are tried.
         tries: Dampings tried per step, at most.
+        power: The fit lowers mean rmse^power: 1 is the mean error, up to 2 the worst samples weigh more. Steps are kept
+            by the mean error all the same.
         floor: Smallest error that reweighting divides by, as a share of the held-out mean error.
         tolerance: Share by which a step must lower the held-out error to count as progress.
         patience: Steps without progress after which the fit stops.
@@ -80,6 +82,7 @@ class GaussNewtonFit:
     damping: float = 1e-2
     damping_factor: float = 4.0
     tries: int = 4
+    power: float = 1.0
     floor: float = 0.1
     tolerance: float = 3e-3
     patience: int = 4
@@ -99,6 +102,8 @@ class GaussNewtonFit:
                 raise ValueError(f"fit.{name} must be above {above:g}, not {getattr(self, name)}")
         if not 0 <= self.memory < 1:
             raise ValueError(f"fit.memory must be at least 0 and below 1, not {self.memory}")
+        if not 1 <= self.power <= 2:
+            raise ValueError(f"fit.power must lie between 1 and 2, not {self.power}")
         if self.jacobian not in JACOBIANS:
             raise ValueError(f"fit.jacobian {self.jacobian!r} is unknown; known: {', '.join(JACOBIANS)}")
 
@@ -151,6 +156,7 @@ class _Fit:
             settings.batch_size,
             settings.jacobian,
             settings.sketches,
+            settings.power,
             settings.directions,
             self.meter,
         )

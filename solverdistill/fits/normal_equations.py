@@ -2,8 +2,8 @@
 
 With r_n the student's end point minus the teacher's for sample n (D numbers) and J_n its derivative in the params::
 
-    objective     mean_n rmse_n,   rmse_n = |r_n| / sqrt(D)
-    reweighting   w_n = 1 / max(rmse_n, floor)
+    objective     mean_n rmse_n^power / power,   rmse_n = |r_n| / sqrt(D)
+    reweighting   w_n = max(rmse_n, floor)^(power - 2)
     gradient      g = mean_n w_n J_n' r_n / D
     curvature     H = mean_n w_n J_n' J_n / D
     sketch of it  H = mean_n w_n (J_n' u_n) (J_n' u_n)' / D       u_n: random signs, E[u u'] = 1
@@ -58,6 +58,7 @@ class Equations:
         batch_size: Samples that go through the network at once.
         jacobian: "sketch": random projections, by backward passes; "exact": all derivatives, in forward mode.
         sketches: Projections of every sample.
+        power: Exponent of the objective, 1 to 2.
         directions: Directional derivatives taken at once; they multiply the memory of a batch.
         meter: Where the work is counted.
     """
@@ -66,6 +67,7 @@ class Equations:
     batch_size: int = 64
     jacobian: str = "sketch"
     sketches: int = 1
+    power: float = 1.0
     directions: int = 8
     meter: Meter = field(default_factory=Meter)
 
@@ -110,7 +112,7 @@ class Equations:
         images = part.noise.shape[0] * program.nfe
         with self.meter.measure("forward", images):
             roll_out = RollOut(program, self.denoiser, part)
-        weight, residual = _weighted(roll_out.end, part.end, floor)
+        weight, residual = self._weighted(roll_out.end, part.end, floor)
         with self.meter.measure("backward", BACKWARD_COST * (1 + len(signs)) * images):
             rows = roll_out.differentiate(weight * residual, tangents, last=len(signs) == 0)
             sums = torch.cat([torch.zeros(rows.shape[1], rows.shape[1]).double(), rows.sum(0, keepdim=True)])
@@ -125,16 +127,15 @@ class Equations:
         """H over g of some samples. Shape: (params + 1, params)."""
         with self.meter.measure("forward", part.noise.shape[0] * program.nfe):
             end = sample(program, self.denoiser, part.noise, part.cond)
-        weight, residual = _weighted(end, part.end, floor)
+        weight, residual = self._weighted(end, part.end, floor)
         jacobian = self.differentiate(program, tangents, part).double()
         weighted = (jacobian * weight.double()).flatten(1)
         return torch.cat([weighted @ jacobian.flatten(1).T, (weighted @ residual.double().flatten())[None]]).cpu()
 
-
-def _weighted(end: Tensor, target: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """w_n / D, shaped to multiply images, and the residuals."""
-    weight = 1 / rmse(end, target).clamp(min=max(floor, torch.finfo(end.dtype).tiny))
-    return per_sample(weight, end) / end[0].numel(), end - target
+    def _weighted(self, end: Tensor, target: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+        """w_n / D, shaped to multiply images, and the residuals."""
+        error = rmse(end, target).clamp(min=max(floor, torch.finfo(end.dtype).tiny))
+        return per_sample(error ** (self.power - 2), end) / end[0].numel(), end - target
 
 
 def damped_step(equations: NormalEquations, damping: float) -> Tensor:

@@ -18,9 +18,10 @@ from scripts.benchmarks.records import CLASSICAL, Record, read_records, write_re
 from scripts.benchmarks.setting import Job
 
 ROOT = Path(__file__).parents[2]
-BUDGET = 40
+BUDGET = 64
 TINY = ["--model", "mixture", "--nfe", "4", "--evaluations", str(BUDGET), "--test-samples", "8"]
-SMALL = ["targets.train_samples=8", "targets.validation_samples=4", "fit.validations=1", "fit.batch_size=4"]
+FEW = ["targets.train_samples=8", "targets.validation_samples=4"]
+SMALL = [*FEW, "fit=gradient", "fit.gradient.validations=1", "fit.gradient.batch_size=4"]
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +51,11 @@ def test_two_students_are_compared_and_a_stopped_run_goes_on(
     done = lines_of(tmp_path)
     gas, epd = done["student", "gas"], done["student", "epd"]
     assert (gas["nfe"], epd["nfe"], epd["depth"]) == ("4", "2", "1")
-    assert (gas["iterations"], epd["iterations"]) == (str(BUDGET // 16), str(BUDGET // 8))
-    assert (gas["training_evaluations"], epd["training_evaluations"]) == (str(BUDGET // 16 * 16), str(BUDGET))
-    assert gas["validation_evaluations"] == "32"  # 4 samples of nfe 4, before the first step and after the last
+    assert gas["backward_evaluations"] == epd["backward_evaluations"] == str(BUDGET // 2)
+    looks = 2 * 4  # validations, before the first step and after the last, of 4 samples
+    assert gas["forward_evaluations"] == str(BUDGET // 2 + looks * 4)
+    assert epd["forward_evaluations"] == str(BUDGET // 2 + looks * 2)
+    assert gas["fits"] == epd["fits"] == "gradient"
     assert gas["teacher_evaluations"] == str(41 * 12)
     assert float(gas["megabytes"]) > 50 and int(gas["params"]) > 0 and float(gas["seconds"]) > 0
     page = (tmp_path / "families.md").read_text(encoding="utf-8")
@@ -79,9 +82,9 @@ def test_two_students_are_compared_and_a_stopped_run_goes_on(
 
 @pytest.mark.slow
 def test_a_mistake_in_a_process_is_told_in_a_sentence() -> None:
-    failing = replace(families.job_of(parse(["families", *TINY]), "gas", 4), overrides=["objective.distance=far"])
+    failing = replace(families.job_of(parse(["families", *TINY]), "gas", 4), overrides=["fit.race.first=0"])
     said = families.run_job(failing)
-    assert isinstance(said, str) and "error: " in said and "distance 'far' is unknown" in said
+    assert isinstance(said, str) and "error: " in said and "fit.race.first must be at least 1, not 0" in said
 
 
 def test_the_others_go_on_when_one_fails(
@@ -96,7 +99,7 @@ def test_the_others_go_on_when_one_fails(
     assert "gas nfe 4 failed:\nno" in capfd.readouterr().err
     assert {kind for kind, _ in lines_of(tmp_path)} == {CLASSICAL}
     with pytest.raises(SystemExit, match="2"):
-        run(tmp_path, "fit.gradient_clip=1.0", "--solvers", "gas")
+        run(tmp_path, "fit.gradient.gradient_clip=1.0", "--solvers", "gas")
     said = capfd.readouterr().err
     assert said.startswith("error: families.csv was made with other settings") and "--fresh" in said
 

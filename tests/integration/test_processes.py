@@ -91,7 +91,7 @@ def test_torchrun_writes_one_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_of_subprocesses_is_refused(tmp_path: Path) -> None:
-    where = [f"hydra.sweep.dir={tmp_path}/sweep", "trainer=ddp", "trainer.devices=2"]
+    where = [f"hydra.sweep.dir={tmp_path}/sweep", "trainer=ddp", "trainer.devices=2", *steps("gradient", 2)]
     result = run(tmp_path / "home", "-m", "solver=epd,gas", "model=mixture", *TINY, *where)
     assert result.returncode == 2
     assert result.stderr.strip().split("\n")[-1].startswith("error: a sweep (-m) with trainer=ddp would rerun")

@@ -210,10 +210,35 @@ def test_fits_that_do_not_go_together_are_refused(overrides: list[str], sentence
 def test_the_initial_state_is_a_candidate(tmp_path: Path) -> None:
     """A learning rate that spoils the student leaves the start as the best state."""
     overrides = ["model=mixture", "solver=dode_ddim", "optimizer.lr=1000", "optimizer.cosine=false"]
-    train(composed(tmp_path / "run", *overrides))
+    train(composed(tmp_path / "run", *overrides, "fit.gradient.rollback=null"))
     files = (tmp_path / "run" / name for name in ("solver.json", "solver-last.json"))
     best, last = (read_solver(file).params["lambdas"] for file in files)
     assert bool((best == 0).all()) and bool((last != 0).any())
+
+
+def test_a_diverging_fit_goes_back_to_its_best_state(tmp_path: Path) -> None:
+    """At this learning rate every step spoils the student; after each validation it is back at the start."""
+    sizes = ["iterations=6", "batch_size=2", "validations=3", "rollback=1.5"]
+    fit = ["fit=gradient", *(f"fit.gradient.{size}" for size in sizes)]
+    overrides = ["model=mixture", "solver=dode_ddim", "optimizer.lr=1000", "optimizer.cosine=false"]
+    train(composed(tmp_path / "run", *overrides, fit=fit))
+    last = read_solver(tmp_path / "run" / "solver-last.json").params["lambdas"]
+    assert bool((last == 0).all())
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["progress"]["rollbacks"] == 3
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 125
+
+
+def test_a_plateau_ends_the_fit(tmp_path: Path) -> None:
+    sizes = ["iterations=20", "batch_size=2", "validations=20", "patience=2", "rollback=null"]
+    fit = ["fit=gradient", *(f"fit.gradient.{size}" for size in sizes)]
+    overrides = ["model=mixture", "solver=dode_ddim", "optimizer.lr=1000", "optimizer.cosine=false"]
+    train(composed(tmp_path / "run", *overrides, fit=fit))
+    lines = [line for line in (tmp_path / "run" / "fits.csv").read_text().split("\n") if line.startswith("gradient")]
+    assert len(lines) == 3  # the start and two validations without a better state
+    evaluations = [int(line.split(",")[2]) for line in lines]
+    step, look = 2 * 2 * 6, 2 * 6  # forward and backward of two samples, and two held-out ones, of nfe 6
+    assert evaluations == [look, 2 * look + step, 3 * look + 2 * step]
 
 
 def test_params_can_have_learning_rates_of_their_own() -> None:

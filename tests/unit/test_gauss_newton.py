@@ -95,19 +95,23 @@ def test_single_samples_are_differentiated_as_by_back_propagation(
         torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-8)
 
 
-def equations_of(family: Family, params: Params, batch: Batch, size: int, jacobian: str, signs: Tensor) -> Any:
-    make = Equations(toy_mixture(), size, jacobian, len(signs))
+def equations_of(
+    family: Family, params: Params, batch: Batch, size: int, jacobian: str, signs: Tensor, power: float = 1.0
+) -> Any:
+    make = Equations(toy_mixture(), size, jacobian, len(signs), power)
     return make(family, params, batch, signs, 1e-9, batch.noise.shape[0])
 
 
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
 @pytest.mark.parametrize("jacobian", ["sketch", "exact"])
-def test_the_gradient_is_that_of_the_mean_rmse_however_samples_are_batched(jacobian: str) -> None:
+def test_the_gradient_is_that_of_the_mean_error_however_samples_are_batched(jacobian: str, power: float) -> None:
     family, batch = build("corrected", Grid("polynomial", 3), base="dpmpp"), of_mixture(7)
     params = {name: value.requires_grad_() for name, value in perturbed(family).items()}
-    rmse(sample(family.program(params), toy_mixture(), batch.noise), batch.end).mean().backward()
+    error = rmse(sample(family.program(params), toy_mixture(), batch.noise), batch.end)
+    (error**power / power).mean().backward()
     expected = torch.cat([value.grad.flatten() for value in params.values() if value.grad is not None])
     signs = random_signs((1, 7, 6), torch.Generator().manual_seed(0))
-    whole, parts = (equations_of(family, params, batch, size, jacobian, signs) for size in (7, 3))
+    whole, parts = (equations_of(family, params, batch, size, jacobian, signs, power) for size in (7, 3))
     torch.testing.assert_close(whole.g, expected, rtol=1e-8, atol=1e-10)
     for ours, theirs in zip(parts, whole, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
@@ -302,6 +306,8 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         GaussNewtonFit(samples=0)
     with pytest.raises(ValueError, match="fit.damping_factor must be above 1, not 1"):
         GaussNewtonFit(damping_factor=1.0)
+    with pytest.raises(ValueError, match="fit.power must lie between 1 and 2, not 3"):
+        GaussNewtonFit(power=3.0)
     with pytest.raises(ValueError, match="fit.jacobian 'full' is unknown; known: sketch, exact"):
         GaussNewtonFit(jacobian="full")
     with pytest.raises(TypeError, match="iterations of GaussNewtonFit must be an integer"):
