@@ -11,6 +11,8 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from solverdistill.fits.report import FitReport
+
 
 def last_checkpoint(output: Path) -> ModelCheckpoint:
     """Keep checkpoints/last.ckpt, written after each validation.
@@ -70,8 +72,10 @@ def make_loggers(options: Mapping[str, Any], run_name: str, output: Path, config
     return loggers
 
 
-def log_once(trainer: Trainer, metrics: dict[str, float]) -> None:
-    """Write metrics of a fit without training steps to the training log."""
+def log_fit(trainer: Trainer, report: FitReport) -> None:
+    """Write the history of a fit without training steps to the training log, one step per state that it kept."""
     for logger in trainer.loggers:
-        logger.log_metrics(metrics, step=0)
-        logger.finalize("success")
+        for step, point in enumerate(report.history):
+            values = {"rmse": point.rmse, "evaluations": float(point.evaluations), "seconds": point.seconds}
+            logger.log_metrics({f"{report.fit}/{name}": value for name, value in values.items()}, step=step)
+        logger.save()

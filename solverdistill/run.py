@@ -22,7 +22,7 @@ from solverdistill.fits.report import FitReport, Meter
 from solverdistill.launch import refuse_sweep_of_subprocesses, start_processes
 from solverdistill.module import FitSettings
 from solverdistill.progress import FitProgress, TargetProgress, console
-from solverdistill.recording import find_checkpoint
+from solverdistill.recording import find_checkpoint, log_fit
 from solverdistill.stages import AnyFit, Standing, run_direct
 from solverdistill.targets import TargetData, Targets
 
@@ -89,6 +89,8 @@ def fit_all(run: Run, standing: Standing, data: TargetData, trainer: Trainer, ch
         data = data.for_student(standing.student.family, standing.student.rule)
         if trainer.is_global_zero:
             console().print(standing.reports[-1].summary())
+            if not isinstance(fit, FitSettings):
+                log_fit(trainer, standing.reports[-1])
     return standing
 
 

@@ -177,6 +177,8 @@ def test_gauss_newton_lowers_the_error(solver: str, jacobian: str, tmp_path: Pat
     lines = (tmp_path / "run" / "fits.csv").read_text().split("\n")[1:-1]
     errors = [float(line.split(",")[1]) for line in lines if line.startswith("gauss_newton,")]
     assert errors[-1] < 0.9 * errors[0] and errors == sorted(errors, reverse=True)
+    logged = (tmp_path / "run" / "training" / "metrics.csv").read_text()
+    assert "gauss_newton/rmse" in logged and len(logged.split("\n")) == len(errors) + 2
     assert result["rmse"] == errors[-1] and load_solver(tmp_path / "run" / "solver.json").nfe == 4
 
 
