@@ -31,17 +31,16 @@ def draw(path: Path, runs: Sequence[Any]) -> None:
     for (solver, nfe), row in zip(panels, axes, strict=False):
         shown = [run for run in chosen if (run.job.solver, run.job.nfe) == (solver, nfe)]
         for run in shown:
-            points = curve(run.record.history)
+            points = [point for point in curve(run.record.history) if point[1]]  # before a race nothing is measured
             for ax, column in ((row[0], 1), (row[1], 2)):
-                x = [max(point[column], 1 if column == 1 else 0.1) for point in points]
-                ax.plot(x, [point[0] for point in points], **_style(run.recipe))
+                ax.plot([point[column] for point in points], [point[0] for point in points], **_style(run.recipe))
         row[0].set_ylabel(f"{solver}, nfe {nfe}\nheld-out RMSE", fontsize=9, color=INK)
         for ax in row:
             _format(ax)
     axes[-1][0].set_xlabel("network evaluations", fontsize=9, color=INK)
     axes[-1][1].set_xlabel("seconds", fontsize=9, color=INK)
-    names = list(dict.fromkeys(run.recipe for run in chosen))
-    lines = [axes[0][0].plot([], [], label=RECIPES[name].title, **_style(name))[0] for name in names]
+    names = {RECIPES[run.recipe].title: run.recipe for run in chosen}
+    lines = [axes[0][0].plot([], [], label=title, **_style(name))[0] for title, name in names.items()]
     figure.legend(handles=lines, loc="outside upper center", ncols=3, frameon=False, fontsize=8.5)
     figure.savefig(path, format="png", dpi=DPI)
 

@@ -76,7 +76,7 @@ def _table(runs: Sequence[Any], solver: str, nfe: int) -> list[str]:
 
 def _cells(title: str, records: Sequence[Record]) -> list[str]:
     means = [record.rmse_mean for record in records]
-    spread = f"{min(means):.4f} to {max(means):.4f}" if len(means) > 1 else "-"
+    spread = f"{min(means):.4f} to {max(means):.4f} ({len(means)})" if len(means) > 1 else "-"
     errors = [mean(values) for values in zip(*((r.rmse_mean, r.rmse_median, r.rmse_p95) for r in records), strict=True)]
     spent = mean(record.forward_evaluations + record.backward_evaluations for record in records)
     seconds = mean(record.seconds or 0.0 for record in records)
@@ -103,8 +103,8 @@ def _introduction(arguments: argparse.Namespace) -> list[str]:
 Students fitted to the teacher `{arguments.model}` by every fit. The budget of a fit is {arguments.evaluations:,}
 network evaluations; a paper's own gradient recipe runs once, for {LONG} times as many. A fit may stop before its budget
 is spent, and a race or a least-squares fit has none of its own. Errors are those of {arguments.test_samples} held-out
-samples against the reference from the same noise, in data units, each the mean over the seeds; *spread* is the range of
-the mean over {arguments.seeds} seeds. *evaluations*: images that the network evaluated in the fits, forward (on
+samples against the reference from the same noise, in data units, each the mean over the seeds that ran; *spread* is
+their range and number. *evaluations*: images that the network evaluated in the fits, forward (on
 training and on validation samples) and backward; the backward pass of an image counts as one, a directional derivative
 as 1.5. The figure shows errors of the validation samples, which decide what a fit keeps, of the first seed.
 """

@@ -27,15 +27,15 @@ class Recipe:
 RACED = "fit=[race,least_squares,gauss_newton]"
 GS = ("optimizer.lr=0.001", "optimizer.lr_of=null", "optimizer.cosine=false", "objective.distance=l1")
 GS_FIT = ("fit.gradient.batch_size=24", "fit.gradient.ema=0.999", "fit.gradient.gradient_clip=1.0")
+GS_RANGE = ("+solver.grid.start=0.9335", "+solver.grid.end=0.001")  # sigma / alpha = 80, as in gs_published
 EPD = ("objective=published_epd", "optimizer.lr=0.2", "optimizer.final_lr=0.01")
 EPD_FIT = ("fit=published_epd", "fit.published_epd.batch_size=32")
 GRID = ("solver.grid.kind=time_uniform", "solver.grid.rho=1.0")
+GS_START = ("solver.init_from=paper", "solver.path=vp", *GRID, *GS_RANGE)
 CHOICE = "fit.gauss_newton.jacobian"
 
 RECIPES: dict[str, Recipe] = {
-    "paper_gs": Recipe(
-        "the paper's gradient recipe", ("fit=gradient", *GS_FIT, *GS, "solver.init_from=paper"), True, ("gas",)
-    ),
+    "paper_gs": Recipe("the paper's gradient recipe", ("fit=gradient", *GS_FIT, *GS, *GS_START), True, ("gas",)),
     "paper_epd": Recipe("the paper's gradient recipe", (*EPD_FIT, *EPD, *GRID), True, ("epd",)),
     "adam": Recipe("Adam, cosine", ("fit=gradient",)),
     "race_adam": Recipe("race, Adam", ("fit=[race,gradient]",)),

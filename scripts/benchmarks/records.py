@@ -99,6 +99,9 @@ def read_records(path: Path, settings: str) -> list[Record]:
         return []
     with open(path, encoding="utf-8", newline="") as stream:
         lines = list(csv.DictReader(stream))
+    for name in lines[0] if lines else ():
+        if name not in {field.name for field in fields(Record)}:
+            raise ValueError(f"{path.name} has a column {name!r} of another version; start with --fresh to forget it")
     records = [Record(**{name: _parse(name, text) for name, text in line.items()}) for line in lines]
     for record in records:
         if record.settings != settings:
