@@ -83,6 +83,7 @@ if __name__ == "__main__":
     from solverdistill.sentences import say_and_exit
 
     sys.argv += other_rank_arguments()
+    sys.path.append(os.getcwd())  # where a network of your own lies
     os.environ.setdefault("SOLVERDISTILL_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then lets exceptions through, for one sentence instead of six lines
     try:
