@@ -53,9 +53,10 @@ def start_processes(trainer: Any, required: bool) -> None:
     if not isinstance(launcher, _SubprocessScriptLauncher):
         if not required:
             return
+        name = getattr(trainer.strategy, "strategy_name", "ddp")
         raise ValueError(
-            f"trainer.strategy={getattr(trainer.strategy, 'strategy_name', 'ddp')} starts processes that only gradient descent can use; "
-            "take trainer=ddp, or fit=gradient alone"
+            f"trainer.strategy={name} starts processes that only gradient descent can use; take trainer=ddp, or "
+            "fit=gradient alone"
         )
     launcher.launch(lambda: None)
     trainer.strategy.setup_environment()
