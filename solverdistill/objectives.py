@@ -214,6 +214,8 @@ class PublishedEPD:
 
     def steps(self, family: Family, params: Callable[[], Params], denoiser: Any, batch: Batch) -> Iterator[StepLoss]:
         """Yield the loss of each step; `params` is read anew at every step, so updates in between take effect."""
+        if family.learns_levels:
+            raise ValueError("objective=published_epd compares states on a fixed grid; set solver.learn_times=false")
         only_last = not self.latent and family.name == "epd" and family.steps < self.gate_steps
         state = batch.noise * family.start_scale(params()).to(batch.noise)
         history: tuple[Tensor, ...] = ()

@@ -108,8 +108,7 @@ def run_direct(
     if isinstance(fit, RaceFit):
         reference = _trajectories(data, RACE_TRAJECTORIES).reference if fit.gits else None
         noise_range = data.teacher.noise_range
-        racing = denoiser, train, held_out, noise_range
-        winner, params, report = run_race(student, *racing, reference, fit, seed)
+        winner, params, report = run_race(student, denoiser, held_out, noise_range, reference, fit, seed)
         return standing.after(report, params, winner)
     start = standing.params
     if isinstance(fit, GaussNewtonFit):

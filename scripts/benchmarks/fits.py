@@ -65,7 +65,7 @@ def plan(arguments: argparse.Namespace) -> list[tuple[str, Job]]:
                     if arguments.recipes and name not in arguments.recipes:
                         continue
                     budget = arguments.evaluations * (LONG if recipe.long else 1)
-                    if seed == 0 or not recipe.long:
+                    if seed == 0 or not recipe.once:
                         jobs.append((name, _job(arguments, solver, nfe, seed, recipe.overrides, budget)))
     return jobs
 

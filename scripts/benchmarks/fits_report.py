@@ -84,24 +84,24 @@ def _cells(title: str, records: Sequence[Record]) -> list[str]:
 
 
 def _goal(chosen: Sequence[Any]) -> list[str]:
-    """How soon the default reaches the final held-out error of the long recipe, or of Adam."""
-    papers = [run for run in chosen if RECIPES[run.recipe].long] or [run for run in chosen if run.recipe == "adam"]
-    defaults = [run for run in chosen if run.recipe == "default" and run.job.seed == 0]
-    if not papers or not defaults:
-        return []
-    paper = curve(papers[0].record.history)
-    reached = first_below(defaults[0].record.history, paper[-1][0])
-    whose = "the paper's recipe" if RECIPES[papers[0].recipe].long else "Adam"
-    text = f"{whose} ends at a held-out error of {paper[-1][0]:.4f} after {paper[-1][1]:,} evaluations; the default fit"
-    if reached is None:
-        return ["", f"{text} never reaches it."]
-    return ["", f"{text} is below that after {reached:,}, {reached / max(paper[-1][1], 1):.0%} of them (seed 0)."]
+    """How soon the default reaches the final held-out error of the paper's recipe and of Adam."""
+    first = [run for run in chosen if run.job.seed == 0]
+    lines = list[str]()
+    for default in (run for run in first if run.recipe == "default"):
+        for run in (run for run in first if RECIPES[run.recipe].long or run.recipe == "adam"):
+            error, spent, _ = curve(run.record.history)[-1]
+            whose = "The paper's recipe" if RECIPES[run.recipe].long else "Adam"
+            reached = first_below(default.record.history, error)
+            when = "never" if reached is None else f"after {reached:,}, {reached / max(spent, 1):.0%} of them"
+            text = f"{whose} ends at a held-out error of {error:.4f} after {spent:,} evaluations"
+            lines += ["", f"{text}; the default is as low {when} (seed 0)."]
+    return lines
 
 
 def _introduction(arguments: argparse.Namespace) -> list[str]:
     text = f"""
 Students fitted to the teacher `{arguments.model}` by every fit. The budget of a fit is {arguments.evaluations:,}
-network evaluations; a paper's own gradient recipe runs once, for {LONG} times as many. A fit may stop before its budget
+network evaluations, {LONG} times as many for a paper's own gradient recipe. A fit may stop before its budget
 is spent, and a race or a least-squares fit has none of its own. Errors are those of {arguments.test_samples} held-out
 samples against the reference from the same noise, in data units, each the mean over the seeds that ran; *spread* is
 their range and number. *evaluations*: images that the network evaluated in the fits, forward (on

@@ -14,13 +14,15 @@ class Recipe:
     Args:
         title: What it is, for tables.
         overrides: Overrides of the configuration.
-        long: Whether it runs for `LONG` times the budget; once, with the first seed.
+        long: Whether it runs for `LONG` times the budget.
+        once: Whether it runs with the first seed alone.
         solvers: Students that have it; empty for all.
     """
 
     title: str
     overrides: tuple[str, ...]
     long: bool = False
+    once: bool = False
     solvers: tuple[str, ...] = ()
 
 
@@ -31,20 +33,21 @@ GS_RANGE = ("+solver.grid.start=0.9335", "+solver.grid.end=0.001")  # sigma / al
 EPD = ("objective=published_epd", "optimizer.lr=0.2", "optimizer.final_lr=0.01")
 EPD_FIT = ("fit=published_epd", "fit.published_epd.batch_size=32")
 GRID = ("solver.grid.kind=time_uniform", "solver.grid.rho=1.0")
+EPD_START = ("solver.init_from=drawn", "solver.learn_times=false", *GRID)
 GS_START = ("solver.init_from=paper", "solver.path=vp", *GRID, *GS_RANGE)
 CHOICE = "fit.gauss_newton.jacobian"
 
 RECIPES: dict[str, Recipe] = {
-    "paper_gs": Recipe("the paper's gradient recipe", ("fit=gradient", *GS_FIT, *GS, *GS_START), True, ("gas",)),
-    "paper_epd": Recipe("the paper's gradient recipe", (*EPD_FIT, *EPD, *GRID), True, ("epd",)),
+    "paper_gs": Recipe("the paper's gradient recipe", ("fit=gradient", *GS_FIT, *GS, *GS_START), True, True, ("gas",)),
+    "paper_epd": Recipe("the paper's gradient recipe", (*EPD_FIT, *EPD, *EPD_START), True, True, ("epd",)),
     "adam": Recipe("Adam, cosine", ("fit=gradient",)),
     "race_adam": Recipe("race, Adam", ("fit=[race,gradient]",)),
-    "least_squares": Recipe("race, least squares", ("fit=[race,least_squares]",), False, ("corrected", "gas")),
-    "exact": Recipe("Levenberg-Marquardt (exact)", ("fit=gauss_newton", f"{CHOICE}=exact")),
+    "least_squares": Recipe("race, least squares", ("fit=[race,least_squares]",), solvers=("corrected", "gas")),
+    "exact": Recipe("Levenberg-Marquardt (exact)", ("fit=gauss_newton", f"{CHOICE}=exact"), once=True),
     "sketched": Recipe("Gauss-Newton (sketched)", ("fit=gauss_newton",)),
     "default": Recipe("race, least squares, Gauss-Newton", (RACED,)),
     "default_adam": Recipe(
-        "race, least squares, Gauss-Newton, Adam", ("fit=[race,least_squares,gauss_newton,gradient]",)
+        "race, least squares, Gauss-Newton, Adam", ("fit=[race,least_squares,gauss_newton,gradient]",), once=True
     ),
 }
 

@@ -46,7 +46,7 @@ class EvaluationSettings:
     batch_size: int = 128
     grid_samples: int = 10
     curve_nfe: list[int] = field(default_factory=lambda: list(range(3, 11)))
-    curve_samples: int = 64
+    curve_samples: int = 32
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -95,7 +95,6 @@ class Family(ABC):
     denoise_to_zero: bool = False
 
     name: ClassVar[str]
-    learns_levels: ClassVar[bool] = False  # whether the levels of the grid depend on the params
 
     @property
     def steps(self) -> int:
@@ -115,6 +114,14 @@ class Family(ABC):
     def starts(self) -> tuple[dict[str, Any], ...]:
         """Changes of hyperparameters after which `init` begins elsewhere; a race of starts chooses among them."""
         return ({},)
+
+    @cached_property
+    def learns_levels(self) -> bool:
+        """Whether the noise levels of its grid depend on the params."""
+        with torch.inference_mode(False), torch.enable_grad():
+            params = {name: value.clone().requires_grad_() for name, value in self.init(0).items()}
+            levels = self.prepared_levels(params)
+        return any(value.requires_grad for level in levels for value in level)
 
     @property
     def linear_params(self) -> tuple[str, ...]:

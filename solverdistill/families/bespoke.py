@@ -73,7 +73,6 @@ class Bespoke(Family):
     Reference: Shaul et al., "Bespoke Solvers for Generative Flow Models", ICLR 2024. arXiv 2310.19075
     """
 
-    learns_levels: ClassVar[bool] = True
     points: ClassVar[int]  # evaluations per step
 
     @abstractmethod

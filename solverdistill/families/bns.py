@@ -90,7 +90,6 @@ class BNS(Family):
     init_from: str = "uniform"
     sigma_0: float = 1.0
     name: ClassVar[str] = "bns"
-    learns_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_start(self.name, self.init_from)

@@ -85,7 +85,6 @@ class Corrected(Family):
     afs: bool | None = None
     learn_told: bool = True
     name: ClassVar[str] = "corrected"
-    learns_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.base not in BASES:
@@ -104,6 +103,8 @@ class Corrected(Family):
         cls = BASES[self.base]
         known = {f.name for f in fields(cls)}
         options: dict[str, Any] = {"denoise_to_zero": self.denoise_to_zero}
+        if issubclass(cls, EPD):
+            options["init_from"] = "quadrature"  # a base that is a solver
         for option in ("order", "variant", "predict_x0", "points", "afs"):
             value = getattr(self, option)
             if value is None:

@@ -59,7 +59,6 @@ class DSS(Family):
     short_tail: bool | None = None
     time_floor: float | None = None
     name: ClassVar[str] = "dss"
-    learns_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_start(self.name, self.init_from)

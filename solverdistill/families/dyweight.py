@@ -63,7 +63,6 @@ class DyWeight(OdeFamily):
     learn_time_scale: bool = True
     keep_output: bool = False
     name: ClassVar[str] = "dyweight"
-    learns_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -79,7 +79,6 @@ class GAS(Family):
     init_from: str = "lower_order_final"
     use_theory_coef: bool = True
     name: ClassVar[str] = "gas"
-    learns_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.order is not None and self.order < 1:

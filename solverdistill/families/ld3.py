@@ -70,7 +70,6 @@ class LD3(Family):
     win_rate: float = 0.5
     window: str = "official"
     name: ClassVar[str] = "ld3"
-    learns_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for option, value, known in (

@@ -105,7 +105,6 @@ class S4SAlt(S4S):
     """
 
     name: ClassVar[str] = "s4s_alt"
-    learns_levels: ClassVar[bool] = True
 
     def init(self, seed: int = 0) -> Params:
         raw = raw_steps(to_regular(self.path, float64(self.grid)))

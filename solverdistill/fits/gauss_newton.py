@@ -39,6 +39,7 @@ from solverdistill.settings import check_fields
 from solverdistill.trajectories import rmse
 
 JACOBIANS = ("sketch", "exact")
+FIRST_DAMPING = {"sketch": 0.1, "exact": 0.01}  # the first sketches are rough
 LAST_TRIES = 6  # further dampings where giving up ends the fit, because the equations would be the same again
 Progress = Callable[[int, int, float], None]
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class GaussNewtonFit:
         checkpointing: Recompute the network in the backward pass of a sketch, so that one network graph is in memory
             at a time.
         directions: Directional derivatives taken at once by "exact"; they multiply the memory of a batch.
-        damping: Damping of the first step, a share of the diagonal.
+        damping: Damping of the first step, a share of the diagonal; null: that of `FIRST_DAMPING`.
         damping_factor: Factor between the dampings that are tried.
         tries: Dampings tried per step, at most.
         power: The fit lowers mean rmse^power: 1 is the mean error, up to 2 the worst samples weigh more. Steps are kept
@@ -79,12 +80,12 @@ class GaussNewtonFit:
     memory: float = 0.5
     checkpointing: bool = False
     directions: int = 8
-    damping: float = 1e-2
+    damping: float | None = None
     damping_factor: float = 4.0
     tries: int = 4
     power: float = 1.0
     floor: float = 0.1
-    tolerance: float = 3e-3
+    tolerance: float = 0.01
     patience: int = 4
     evaluations: int | None = None
     seed: int = 0
@@ -98,7 +99,7 @@ class GaussNewtonFit:
             if value is not None and value < 1:
                 raise ValueError(f"fit.{name} must be at least 1, not {value}")
         for name, above in (("damping", 0.0), ("floor", 0.0), ("damping_factor", 1.0)):
-            if not getattr(self, name) > above:
+            if getattr(self, name) is not None and not getattr(self, name) > above:
                 raise ValueError(f"fit.{name} must be above {above:g}, not {getattr(self, name)}")
         if not 0 <= self.memory < 1:
             raise ValueError(f"fit.memory must be at least 0 and below 1, not {self.memory}")
@@ -161,7 +162,8 @@ class _Fit:
             self.meter,
         )
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.damping, self.order = settings.damping, torch.empty(0, dtype=torch.int64)
+        self.damping = FIRST_DAMPING[settings.jacobian] if settings.damping is None else settings.damping
+        self.order = torch.empty(0, dtype=torch.int64)
 
     def run(self, start: Params | None, progress: Progress | None) -> tuple[Params, FitReport]:
         settings, idle, stopped = self.settings, 0, "all iterations done"

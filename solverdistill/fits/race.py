@@ -5,11 +5,7 @@ begins at the best one needs fewer iterations and ends lower (docs/benchmarks/fi
 start as (`Family.starts`) races on every grid of `GRIDS`, on the grid that it is configured with, and on the grids that
 dynamic programming finds for Euler jumps along the reference (`solverdistill.search.gits`, no network calls).
 
-Successive halving on common noise: all start on a few samples, the best go on with more, the last few run on all.
-
-A family whose initial params are drawn (EPD) starts as no solver in particular, far from any minimum, and the error
-there says little about where a fit will end. Several draws take part then, and the best one on each of the best grids
-is fitted for a few steps of `fits.gauss_newton` before the last round.
+Successive halving on common noise: all start on a few samples, the best go on with more, the last two run on all.
 Reference: Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016.
 """
 
@@ -21,20 +17,18 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from solverdistill.families.base import Family, Params
-from solverdistill.fits.gauss_newton import GaussNewtonFit, fit_gauss_newton
+from solverdistill.families.base import Params
 from solverdistill.fits.normal_equations import play_batches, take
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.grids import Grid
 from solverdistill.noise import EDM, Flow, Path
 from solverdistill.objectives import Batch
-from solverdistill.processes import count, share, total
+from solverdistill.processes import share, total
 from solverdistill.search import cheapest_path, jump_costs
 from solverdistill.settings import check_fields
 from solverdistill.students import Student
 from solverdistill.trajectories import Trajectory, rmse
 
-DRAWS = 8  # seeds that take part for a family whose initial params are drawn
 GITS_WEIGHTS = (1.0, 1.15)  # gamma: even, and the paper's for small networks
 
 
@@ -46,27 +40,22 @@ class RaceFit:
         first: Samples of the first round, in which all take part.
         survivors: Starts that go on to the second round, with four times as many samples; the best two of them run on
             all held-out samples.
-        starts: Let the family start as every solver that it can, not as the configured one alone; for one whose initial
-            params are drawn, try several draws.
+        starts: Let the family start as every solver that it can, not as the configured one alone.
         gits: Take part with searched grids too.
-        fitted: For drawn params: grids whose best draw is fitted for a few steps before the last round; 0 for none.
-        steps: For drawn params: how many steps.
         batch_size: Samples that go through the network at once.
     """
 
-    first: int = 8
+    first: int = 4
     survivors: int = 8
     starts: bool = True
     gits: bool = True
-    fitted: int = 4
-    steps: int = 5
     batch_size: int = 64
     iterations: ClassVar[int] = 1
     interval: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("first", "survivors", "steps", "batch_size"):
+        for name in ("first", "survivors", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit.race.{name} must be at least 1, not {getattr(self, name)}")
 
@@ -114,13 +103,11 @@ def entrants(
         student: As configured.
         noise_range: Ends of the grids of a student whose levels were listed.
         reference: Fine trajectories for searched grids; None for none.
-        starts: Whether the family's other starts, and other draws of params that are drawn, take part.
+        starts: Whether the family's other starts take part.
         seed: Seed of the initial params.
     """
     first = student.family.init(seed)
     yield Entrant("configured", student, first)
-    drawn = starts and _drawn(student.family, seed)
-    seeds = range(seed, seed + DRAWS) if drawn else [seed]
     grids = dict[str, Any](grid_rules(student.family.path, student.rule, noise_range))
     if reference is not None:
         costs, levels = jump_costs(reference), reference.path.from_clock(reference.clock).tolist()
@@ -128,7 +115,7 @@ def entrants(
             if student.family.steps < len(levels):
                 chosen = cheapest_path(costs, student.family.steps, gamma)
                 grids[f"GITS gamma {gamma:g}"] = [levels[i] for i in chosen]
-    seen = {(student.family, seed)}
+    seen = {student.family}
     for options in student.family.starts() if starts else ({},):
         own = " ".join(str(value) for value in options.values() if value is not None)
         for label, grid in grids.items():
@@ -137,18 +124,15 @@ def entrants(
                 other.family.program(other.family.init(seed))
             except ValueError:
                 continue  # a grid that the path, or a start that the family, does not have
-            for draw in seeds:
-                if (other.family, draw) not in seen:
-                    seen.add((other.family, draw))
-                    name = f"{own} on {label}" if own else label
-                    yield Entrant(f"draw {draw} {name}" if drawn else name, other, other.family.init(draw))
+            if other.family not in seen:
+                seen.add(other.family)
+                yield Entrant(f"{own} on {label}" if own else label, other, other.family.init(seed))
 
 
 @torch.no_grad()
 def run_race(
     student: Student,
     denoiser: Any,
-    train: Batch,
     held_out: Batch,
     noise_range: tuple[float, float],
     reference: Trajectory | None = None,
@@ -160,7 +144,6 @@ def run_race(
     Args:
         student: As configured.
         denoiser: The teacher, possibly guided, on the device of the samples.
-        train: Samples that finalists are fitted to, where they are.
         held_out: Samples to race on; the same in all processes, which share the work.
         noise_range: The teacher's.
         reference: Trajectories of some training samples, for searched grids; None leaves these out.
@@ -172,7 +155,7 @@ def run_race(
     settings, meter = settings or RaceFit(), Meter(held_out.noise.device)
     samples = held_out.noise.shape[0]
     field = list(entrants(student, noise_range, reference if settings.gits else None, settings.starts, seed))
-    configured, begun, drawn = field[0], len(field), _drawn(student.family, seed)
+    configured, begun = field[0], len(field)
 
     def place(field: list[Entrant], wanted: int) -> list[Placed]:
         batch = take(held_out, torch.arange(min(wanted, samples)))
@@ -180,14 +163,8 @@ def run_race(
         placed = [Placed(entrant, error) for entrant, error in zip(field, errors, strict=True)]
         return sorted(placed, key=lambda one: one.rmse)
 
-    survivors = settings.survivors * (DRAWS if drawn and settings.starts else 1)
-    field = [placed.entrant for placed in place(field, settings.first)[:survivors]]
-    field = [placed.entrant for placed in place(field, 4 * settings.first)]
-    if drawn and settings.fitted:
-        best = _best_of_grids(field, settings.fitted)
-        field = [_fit(entrant, denoiser, train, held_out, settings, meter) for entrant in best]
-    else:
-        field = field[:2]
+    field = [placed.entrant for placed in place(field, settings.first)[: settings.survivors]]
+    field = [placed.entrant for placed in place(field, 4 * settings.first)[:2]]
     final = place([configured, *(entrant for entrant in field if entrant is not configured)], samples)
     start = next(placed.rmse for placed in final if placed.entrant is configured)
     winner, second = final[0], final[min(1, len(final) - 1)]
@@ -197,30 +174,6 @@ def run_race(
         note += f", next {second.entrant.label} with {second.rmse:.4f}"
     report = FitReport.of("race", history, meter, "all rounds done", note)
     return winner.entrant.student, winner.entrant.params, report
-
-
-def _drawn(family: Family, seed: int) -> bool:
-    """Whether the initial params depend on the seed."""
-    first, second = family.init(seed), family.init(seed + 1)
-    return any(not torch.equal(first[name], value) for name, value in second.items())
-
-
-def _best_of_grids(field: list[Entrant], count: int) -> list[Entrant]:
-    """The first entrant of each of the first few grids in a sorted field."""
-    best: dict[Family, Entrant] = {}
-    for entrant in field:
-        best.setdefault(entrant.student.family, entrant)
-    return list(best.values())[:count]
-
-
-def _fit(entrant: Entrant, denoiser: Any, train: Batch, held_out: Batch, settings: RaceFit, meter: Meter) -> Entrant:
-    """An entrant after a few steps on few samples."""
-    few = take(held_out, torch.arange(min(8 * settings.first, held_out.noise.shape[0])))
-    fit = GaussNewtonFit(iterations=settings.steps, samples=8 * settings.first, batch_size=settings.batch_size)
-    params, report = fit_gauss_newton(entrant.student.family, denoiser, train, few, fit, entrant.params)
-    for kind, cost in report.spent.items():
-        meter.add(kind, cost.evaluations / count(), cost.seconds)
-    return entrant._replace(params=params, label=f"{entrant.label}, {settings.steps} steps on,")
 
 
 def _error(entrant: Entrant, denoiser: Any, batch: Batch, batch_size: int, meter: Meter) -> float:

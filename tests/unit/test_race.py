@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 
 from solverdistill import families
 from solverdistill.denoiser import Counted
 from solverdistill.families.base import Params
+from solverdistill.families.epd import EPD
 from solverdistill.fits.race import RaceFit, entrants, run_race
 from solverdistill.grids import Grid
 from solverdistill.objectives import Batch
@@ -53,23 +52,23 @@ def test_the_winner_has_the_smallest_error_of_the_finalists_and_no_more_than_the
     name: str, nfe: int
 ) -> None:
     batch, configured = solved(64), student(name, nfe)
-    winner, params, report = run_race(configured, toy_mixture(), batch, batch, RANGE, batch.reference)
+    winner, params, report = run_race(configured, toy_mixture(), batch, RANGE, batch.reference)
     assert report.history[0].rmse == pytest.approx(start_error(configured, batch))
     assert report.rmse == pytest.approx(start_error(winner, batch, params)) and report.rmse <= report.history[0].rmse
     assert "won over" in report.note and winner.family.nfe == nfe
     assert winner.family.name == name
 
 
-def test_drawn_params_race_with_several_seeds() -> None:
-    field = list(entrants(student("epd", 3), RANGE, seed=5))
-    assert field[0].label == "configured"
-    draws = {re.findall(r"draw (\d+) ", entrant.label)[0] for entrant in field[1:]}
-    assert draws == {str(seed) for seed in range(6, 13)}
-    assert len({tuple(entrant.params["r_params"].flatten().tolist()) for entrant in field}) == 8
-    assert len(field) == 8  # all grids of one step are the same
-    longer = list(entrants(student("epd", 6), RANGE))
-    assert len(longer) > 24 and len({entrant.student.family for entrant in longer}) * 8 == len(longer)
-    assert not any("draw" in entrant.label for entrant in entrants(student("epd", 6), RANGE, starts=False))
+def test_drawn_params_race_against_the_quadrature_on_every_grid() -> None:
+    field = list(entrants(student("epd", 6), RANGE, seed=5))
+    first, others = field[0].student.family, {entrant.student.family for entrant in field[1:]}
+    assert field[0].label == "configured" and isinstance(first, EPD) and first.init_from == "drawn"
+    assert len(others) > 5 and all(isinstance(other, EPD) and other.init_from == "quadrature" for other in others)
+    assert all(entrant.label.startswith("quadrature on ") for entrant in field[1:])
+    batch = solved(16)
+    winner, params, report = run_race(student("epd", 6), toy_mixture(), batch, RANGE)
+    assert report.rmse < 0.3 * report.history[0].rmse and report.note.startswith("quadrature on ")
+    assert torch.equal(params["r_params"], winner.family.init(1)["r_params"])
 
 
 def test_a_configured_start_that_is_best_stays() -> None:
@@ -77,14 +76,14 @@ def test_a_configured_start_that_is_best_stays() -> None:
     configured = student("corrected", 4)
     program = configured.family.program(configured.family.init(0)).detach()
     batch = batch._replace(end=sample(program, toy_mixture(), batch.noise))
-    winner, _, report = run_race(configured, toy_mixture(), batch, batch, RANGE)
+    winner, _, report = run_race(configured, toy_mixture(), batch, RANGE)
     assert winner == configured and report.rmse == 0 and report.note.startswith("configured won")
 
 
 def test_it_is_deterministic_and_counts_its_evaluations() -> None:
     batch, counted = solved(32), Counted(toy_mixture())
-    first, _, report = run_race(student(), counted, batch, batch, RANGE, settings=RaceFit(first=4, survivors=3))
-    again, _, _ = run_race(student(), toy_mixture(), batch, batch, RANGE, settings=RaceFit(first=4, survivors=3))
+    first, _, report = run_race(student(), counted, batch, RANGE, settings=RaceFit(first=4, survivors=3))
+    again, _, _ = run_race(student(), toy_mixture(), batch, RANGE, settings=RaceFit(first=4, survivors=3))
     assert first == again and counted.images == report.evaluations
     field = len(list(entrants(student(), RANGE)))
     assert counted.images == 4 * (4 * field + 16 * 3 + 32 * 3)  # the configured start runs with the last two
