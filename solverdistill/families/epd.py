@@ -10,10 +10,9 @@ Per step n, with h = u' - u, K learned points and their weights, all evaluated a
 The time scale b enters only the noise level told to the network. With one point, no scales and r = 1/2 this is the
 midpoint rule in log u with the whole weight on the middle slope, which is DPM-Solver-2 at r = 1/2.
 
-Two things here are not of the paper. Params drawn at random are no solver: a step over several powers of ten of noise
-then misses even a constant denoised image. `init_from="quadrature"` starts at points and weights that integrate it, and
-polynomials in log u, exactly. And `learn_times` learns the inner noise levels with the rest. docs/fits.md has what
-both bring.
+Two things here are not of the paper. Params drawn at random are no solver: with scales that do not average to 1, a long
+step misses even a constant denoised image. `init_from="quadrature"` starts at scales of 1 and at the points and weights
+of a Gauss rule. And `learn_times` learns the inner noise levels with the rest. docs/fits.md has what both bring.
 """
 
 from __future__ import annotations
@@ -94,16 +93,11 @@ class EPD(OdeFamily):
         return params
 
     def _quadrature(self) -> Params:
-        """Points and weights that integrate a denoised image that is a polynomial in log u; scales of 1.
-
-        The sum of slopes is exact where sum_k h w_k / tau_k D(tau_k) is the integral of D / u, so the rule's weights q
-        make w_k = q_k L tau_k / h, and sum_k w_k = 1 is its condition for exp(-L r) = tau / u.
-        """
+        """Points and weights of the rule of every step, w_k in proportion to q_k tau_k."""
         lengths = self.timeline.clock.log().diff().neg().tolist()
         rules = [exponential_gauss(self.points, length) for length in lengths]
         nodes = torch.stack([rule.nodes for rule in rules])
         weights = torch.stack([rule.weights for rule in rules])
-        # The softmax divides by the sum, and with it by h / (u L).
         return {"r_params": torch.logit(nodes), "weight_s": weights.log() - nodes * float64(lengths)[:, None]}
 
     def prepare(self, params: Params) -> Points:

@@ -1,10 +1,12 @@
 """Gauss rules for one solver step: where, and with which weights, an untrained solver should evaluate.
 
-A step from u to u' with the variable r = log(u / tau) / L, L = log(u / u'), integrates the denoised image over log u
-while the state moves along u. A rule that serves both is exact for polynomials in r and for tau / u = exp(-L r)::
+A step from u to u' integrates the slope (y - denoised) / tau. Where the denoised image is a polynomial of degree m in
+r = log(u / tau) / L, L = log(u / u'), the slope of the exact trajectory is a combination of 1 and of (u / tau) r^j with
+j < m. Its mean over the step is sum_k w_k slope(tau_k) with w_k in proportion to q_k tau_k, if
 
-    sum_k q_k f(r_k) = integral_0^1 f(r) dr        for f = 1, r, ..., r^(2K-2) and exp(-L r)
+    sum_k q_k f(r_k) = integral_0^1 f(r) dr        for f = 1, r, ..., r^(2K-2) and exp(-L r) = tau / u,
 
+up to m = 2K - 1.
 These 2 K functions form a Chebyshev system, so such nodes in (0, 1) with positive weights exist and are unique; as L
 goes to 0 they become those of Gauss and Legendre.
 Reference: Karlin, Studden, "Tchebycheff Systems", Wiley 1966, ch. II (the canonical representation of a moment point).
@@ -43,29 +45,32 @@ def exponential_gauss(points: int, length: float) -> Rule:
         points: K, at least 1.
         length: L > 0, the step's length in log u.
     Raises:
-        ValueError: it was not found to rounding; lengths up to 15 and up to 4 points are.
+        ValueError: it was not found; lengths up to 15 with up to 4 points are.
     """
     with torch.inference_mode(False), torch.no_grad():
-        nodes, weights = _legendre(points)
+        rule: Rule | None = _legendre(points)
         stages = ceil(length)
         for stage in range(1, stages + 1):
-            nodes, weights = _newton(nodes, weights, length * stage / stages)
-    return Rule(nodes, weights)
+            rule = _newton(rule, length * stage / stages)
+            if rule is None:
+                raise ValueError(
+                    f"no rule of {points} points was found for a step of length {length:g} in log u; take fewer points"
+                )
+    return rule
 
 
-def _newton(nodes: Tensor, weights: Tensor, length: float) -> tuple[Tensor, Tensor]:
-    points, error = len(nodes), float("inf")
+def _newton(start: Rule, length: float) -> Rule | None:
+    """The rule of a length from that of a nearby one; None where the iteration does not converge."""
+    nodes, weights = start
+    points = len(nodes)
     for _ in range(NEWTON):
         values, slopes, integrals = _system(nodes, length)
         residual = values @ weights - integrals
-        error = float(residual.abs().max())
-        if error < TOLERANCE:
-            return nodes, weights
+        if float(residual.abs().max()) < TOLERANCE:
+            return Rule(nodes, weights)
         step = torch.linalg.solve(torch.cat([slopes * weights, values], dim=1), residual)
         nodes, weights = nodes - step[:points], weights - step[points:]
-    raise ValueError(
-        f"no rule of {points} points was found for a step of length {length:g} in log u; take fewer points"
-    )
+    return None
 
 
 def _system(nodes: Tensor, length: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,9 +92,9 @@ def _system(nodes: Tensor, length: float) -> tuple[Tensor, Tensor, Tensor]:
     return combined(terms), combined(derivatives), combined(integrals)
 
 
-def _legendre(points: int) -> tuple[Tensor, Tensor]:
+def _legendre(points: int) -> Rule:
     """The rule of Gauss and Legendre on (0, 1) (Golub, Welsch 1969)."""
     i = torch.arange(1, points, dtype=torch.float64)
     off = i / (4 * i**2 - 1).sqrt()
     values, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-    return (values + 1) / 2, vectors[0] ** 2
+    return Rule((values + 1) / 2, vectors[0] ** 2)
