@@ -89,7 +89,7 @@ class Run:
             dense = dense or getattr(hydra.utils.instantiate(self.config.objective), "needs_reference", False)
         counts = fit.batch_size, fit.iterations
         source = self.targets, self.teacher, self.denoiser, student.family
-        return TargetData(*source, *counts, device, progress, student.rule, dense)
+        return TargetData(*source, *counts, device, progress, student.rule, dense, self.config.seed)
 
 
 def check_config(config: DictConfig) -> None:

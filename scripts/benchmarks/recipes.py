@@ -41,7 +41,7 @@ RECIPES: dict[str, Recipe] = {
     "paper_gs": Recipe("the paper's gradient recipe", ("fit=gradient", *GS_FIT, *GS, *GS_START), True, True, ("gas",)),
     "paper_epd": Recipe("the paper's gradient recipe", (*EPD_FIT, *EPD, *EPD_START), True, True, ("epd",)),
     "adam": Recipe("Adam, cosine", ("fit=gradient",)),
-    "race_adam": Recipe("race, Adam", ("fit=[race,gradient]",)),
+    "race_adam": Recipe("race, Adam", ("fit=[race,gradient]",), once=True),
     "least_squares": Recipe("race, least squares", ("fit=[race,least_squares]",), solvers=("corrected", "gas")),
     "exact": Recipe("Levenberg-Marquardt (exact)", ("fit=gauss_newton", f"{CHOICE}=exact"), once=True),
     "sketched": Recipe("Gauss-Newton (sketched)", ("fit=gauss_newton",)),

@@ -17,6 +17,8 @@ from solverdistill.grids import Grid
 from solverdistill.objectives import Batch
 from solverdistill.targets.making import Progress, Targets, TargetSettings, make_targets
 
+SEED_STRIDE = 1_000_003  # between the orders of two seeds, a prime
+
 
 class SeededBatches:
     """Endless-looking loader of `steps` batches whose i-th batch depends on (seed, i) alone.
@@ -58,7 +60,7 @@ class SeededBatches:
         return torch.stack([orders[i // len(self.data)][i % len(self.data)] for i in flat])
 
     def _order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+        generator = torch.Generator().manual_seed((self.seed * SEED_STRIDE + epoch) % 2**32)  # it keeps 32 bits
         return torch.randperm(len(self.data), generator=generator)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -88,6 +90,7 @@ class TargetData(LightningDataModule):
         progress: Called with (split, done, total).
         rule: The student's grid rule, which a nested reference refines.
         dense: Training batches carry whole trajectories, as they always do for a student that learns its noise levels.
+        seed: Seed of the order of the training samples; the samples themselves depend on that of the settings.
     """
 
     def __init__(
@@ -102,10 +105,12 @@ class TargetData(LightningDataModule):
         progress: Progress | None = None,
         rule: Grid | None = None,
         dense: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.settings, self.teacher, self.denoiser, self.family, self.dense = settings, teacher, denoiser, family, dense
         self.batch_size, self.steps, self.device, self.progress, self.rule = batch_size, steps, device, progress, rule
+        self.seed = seed
         self._splits: dict[str, Targets] = {}
 
     def for_student(self, family: Family, rule: Grid | None) -> TargetData:
@@ -135,7 +140,7 @@ class TargetData(LightningDataModule):
 
     def train_dataloader(self) -> SeededBatches:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return SeededBatches(self.split("train"), self.batch_size, self.steps, self.settings.seed, rank, world)
+        return SeededBatches(self.split("train"), self.batch_size, self.steps, self.seed, rank, world)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """All held-out samples in every process, without whole trajectories: validation compares end points."""

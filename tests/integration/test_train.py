@@ -119,7 +119,7 @@ def test_every_objective_composes(objective: str, tmp_path: Path) -> None:
 def test_export_equals_the_params_and_the_seed_decides(tmp_path: Path) -> None:
     runs = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(composed(tmp_path / name, "model=mixture", "solver.init_from=drawn", f"seed={seed}"))
+        train(composed(tmp_path / name, "model=mixture", f"seed={seed}"))
         runs.append(json.loads((tmp_path / name / "solver-last.json").read_text())["family"]["params"])
     assert runs[0] == runs[1] and runs[0] != runs[2]
 
