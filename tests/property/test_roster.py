@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +30,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "deis": [{"mode": "rhoab"}, {"max_order": 2}],
     "ipndm": [{"max_order": 1}],
     "ipndm_v": [{"max_order": 3}],
-    "epd": [{"points": 3, "fcn": True}],
+    "epd": [{"points": 3, "fcn": True}, {"init_from": "quadrature", "learn_times": True}],
+    "epd_ipndm": [{"init_from": "quadrature", "learn_times": True}],
     "gas": [{"order": 2}, {"init_from": "paper"}, {"use_theory_coef": False}],
     "ld3": [
         {"base": "heun"},
@@ -265,3 +267,10 @@ def test_epd_with_one_point_in_the_middle_is_dpm2() -> None:
 def test_a_wrong_hyperparameter_is_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(name, GRIDS["edm"], **options)
+
+
+@everywhere
+def test_families_that_learn_noise_levels_say_so(path: str) -> None:
+    learning = {"bespoke_rk1", "bespoke_rk2", "bns", "corrected", "dss", "dyweight", "gas", "ld3", "s4s_alt"}
+    found = {name for name in ROSTER if build(name, replace(GRIDS[path], end=0.05), path).learns_levels}
+    assert found == learning
