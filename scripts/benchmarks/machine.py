@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 
 import torch
@@ -19,4 +20,4 @@ def describe(device: torch.device) -> str:
 
 def command() -> str:
     """The command line that was typed."""
-    return " ".join(["python scripts/benchmark.py", *sys.argv[1:]])
+    return shlex.join(["python", "scripts/benchmark.py", *sys.argv[1:]])
