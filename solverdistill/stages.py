@@ -1,6 +1,6 @@
 """The fits of a run, one after the other: each begins where the one before it ended.
 
-    fit=[race,least_squares,gauss_newton,gradient]
+    fit=[race,gauss_newton,gradient]
 
 A race changes the student (its grid, the solver that it starts as), the others its params. What a fit does not improve
 on held-out samples it leaves alone, so no stage ends worse than the one before it.
@@ -31,7 +31,7 @@ from solverdistill.targets import TargetData
 DirectFit = RaceFit | LeastSquaresFit | GreedyFit | GaussNewtonFit
 AnyFit = DirectFit | FitSettings
 log = logging.getLogger(__name__)
-RACE_TRAJECTORIES = 64  # training samples that grids are searched on
+RACE_TRAJECTORIES = 64  # training samples that grids are searched on, and rows fitted to
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,8 @@ def run_direct(
     student, family = standing.student, standing.student.family
     train, held_out = (on_device(data.split(name).batch, data.device) for name in ("train", "validation"))
     if isinstance(fit, RaceFit):
-        reference = _trajectories(data, RACE_TRAJECTORIES).reference if fit.gits else None
-        noise_range = data.teacher.noise_range
-        winner, params, report = run_race(student, denoiser, held_out, noise_range, reference, fit, seed)
+        few = _trajectories(data, RACE_TRAJECTORIES)
+        winner, params, report = run_race(student, denoiser, held_out, data.teacher.noise_range, few, fit, seed)
         return standing.after(report, params, winner)
     start = standing.params
     if isinstance(fit, GaussNewtonFit):

@@ -6,6 +6,10 @@ start as (`Family.starts`) races on every grid of `GRIDS`, on the grid that it i
 dynamic programming finds for Euler jumps along the reference (`solverdistill.search.gits`, no network calls).
 
 Successive halving on common noise: all start on a few samples, the best go on with more, the last two run on all.
+
+Where rows of a student are linear in its params (`Family.linear_params`), the error at the start ranks the grids badly:
+a fit of the rows makes up for a poor solver, not for a poor grid. The best start of every grid then goes on as what
+`fits.least_squares` makes of it on a few samples.
 Reference: Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016.
 """
 
@@ -18,17 +22,20 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from solverdistill.families.base import Params
+from solverdistill.fits.least_squares import fit_least_squares
 from solverdistill.fits.normal_equations import play_batches, take
 from solverdistill.fits.report import FitReport, Meter, Point
+from solverdistill.fits.row_fits import LeastSquaresFit
 from solverdistill.grids import Grid
 from solverdistill.noise import EDM, Flow, Path
 from solverdistill.objectives import Batch
-from solverdistill.processes import share, total
+from solverdistill.processes import count, share, total
 from solverdistill.search import cheapest_path, jump_costs
 from solverdistill.settings import check_fields
 from solverdistill.students import Student
 from solverdistill.trajectories import Trajectory, rmse
 
+RIDGE = 1e-6  # of a fit on a few samples
 GITS_WEIGHTS = (1.0, 1.15)  # gamma: even, and the paper's for small networks
 
 
@@ -38,10 +45,11 @@ class RaceFit:
 
     Args:
         first: Samples of the first round, in which all take part.
-        survivors: Starts that go on to the second round, with four times as many samples; the best two of them run on
-            all held-out samples.
+        survivors: Starts, or best starts of a grid, that go on to the second round, with four times as many samples;
+            the best two of them run on all held-out samples.
         starts: Let the family start as every solver that it can, not as the configured one alone.
         gits: Take part with searched grids too.
+        least_squares: Compare what a row-by-row fit makes of the starts in the second round, where it can.
         batch_size: Samples that go through the network at once.
     """
 
@@ -49,6 +57,7 @@ class RaceFit:
     survivors: int = 8
     starts: bool = True
     gits: bool = True
+    least_squares: bool = True
     batch_size: int = 64
     iterations: ClassVar[int] = 1
     interval: ClassVar[int] = 1
@@ -135,7 +144,7 @@ def run_race(
     denoiser: Any,
     held_out: Batch,
     noise_range: tuple[float, float],
-    reference: Trajectory | None = None,
+    train: Batch | None = None,
     settings: RaceFit | None = None,
     seed: int = 0,
 ) -> tuple[Student, Params, FitReport]:
@@ -146,7 +155,8 @@ def run_race(
         denoiser: The teacher, possibly guided, on the device of the samples.
         held_out: Samples to race on; the same in all processes, which share the work.
         noise_range: The teacher's.
-        reference: Trajectories of some training samples, for searched grids; None leaves these out.
+        train: Some training samples with their trajectories, for searched grids and least squares; None leaves these
+            out.
         settings: Sizes of the rounds.
         seed: Seed of the initial params.
     Returns:
@@ -154,7 +164,8 @@ def run_race(
     """
     settings, meter = settings or RaceFit(), Meter(held_out.noise.device)
     samples = held_out.noise.shape[0]
-    field = list(entrants(student, noise_range, reference if settings.gits else None, settings.starts, seed))
+    reference = train.reference if train is not None and settings.gits else None
+    field = list(entrants(student, noise_range, reference, settings.starts, seed))
     configured, begun = field[0], len(field)
 
     def place(field: list[Entrant], wanted: int) -> list[Placed]:
@@ -163,8 +174,11 @@ def run_race(
         placed = [Placed(entrant, error) for entrant, error in zip(field, errors, strict=True)]
         return sorted(placed, key=lambda one: one.rmse)
 
-    field = [placed.entrant for placed in place(field, settings.first)[: settings.survivors]]
-    field = [placed.entrant for placed in place(field, 4 * settings.first)[:2]]
+    field = [placed.entrant for placed in place(field, settings.first)]
+    if train is not None and settings.least_squares and student.family.linear_params:
+        best = _best_of_grids(field)[: settings.survivors]
+        field = [_fit(entrant, denoiser, train, held_out, 4 * settings.first, settings, meter) for entrant in best]
+    field = [placed.entrant for placed in place(field[: settings.survivors], 4 * settings.first)[:2]]
     final = place([configured, *(entrant for entrant in field if entrant is not configured)], samples)
     start = next(placed.rmse for placed in final if placed.entrant is configured)
     winner, second = final[0], final[min(1, len(final) - 1)]
@@ -174,6 +188,26 @@ def run_race(
         note += f", next {second.entrant.label} with {second.rmse:.4f}"
     report = FitReport.of("race", history, meter, "all rounds done", note)
     return winner.entrant.student, winner.entrant.params, report
+
+
+def _best_of_grids(field: list[Entrant]) -> list[Entrant]:
+    """The first entrant of every grid in a sorted field."""
+    best: dict[tuple[float, ...], Entrant] = {}
+    for entrant in field:
+        best.setdefault(entrant.student.family.grid, entrant)
+    return list(best.values())
+
+
+def _fit(
+    entrant: Entrant, denoiser: Any, train: Batch, held_out: Batch, samples: int, settings: RaceFit, meter: Meter
+) -> Entrant:
+    """An entrant whose rows were fitted to a few samples."""
+    few = take(held_out, torch.arange(min(samples, held_out.noise.shape[0])))
+    fit = LeastSquaresFit(samples=samples, ridge=RIDGE, batch_size=settings.batch_size)
+    params, report = fit_least_squares(entrant.student.family, denoiser, train, few, fit, entrant.params)
+    for kind, cost in report.spent.items():
+        meter.add(kind, cost.evaluations / count(), cost.seconds)
+    return entrant._replace(params=params, label=f"{entrant.label}, least squares,")
 
 
 def _error(entrant: Entrant, denoiser: Any, batch: Batch, batch_size: int, meter: Meter) -> float:

@@ -148,7 +148,7 @@ def test_the_table_is_sorted_and_averages_over_the_seeds() -> None:
     runs += [one("adam", STUDENT, rmse_mean=0.035), classical(EULER), classical(BEST)]
     table = [line[2:-2].split(" | ") for line in page_of(*runs).split("\n") if line.startswith("| ")]
     assert table[0] == list(TITLES)
-    default = "race, least squares, Gauss-Newton"
+    default = "race, Gauss-Newton"
     assert table[1] == [default, "0.0150", "0.0100", "0.0500", "0.0100 to 0.0200 (2)", "1,100", "3"]
     assert table[2] == ["best classical: iPNDM-3 quadratic", "0.0300", "0.0200", "0.0700", "-", "-", "-"]
     assert table[3] == ["Adam, cosine", "0.0350", "0.0100", "0.0500", "-", "1,000", "3"]

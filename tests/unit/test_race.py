@@ -52,7 +52,7 @@ def test_the_winner_has_the_smallest_error_of_the_finalists_and_no_more_than_the
     name: str, nfe: int
 ) -> None:
     batch, configured = solved(64), student(name, nfe)
-    winner, params, report = run_race(configured, toy_mixture(), batch, RANGE, batch.reference)
+    winner, params, report = run_race(configured, toy_mixture(), batch, RANGE, batch)
     assert report.history[0].rmse == pytest.approx(start_error(configured, batch))
     assert report.rmse == pytest.approx(start_error(winner, batch, params)) and report.rmse <= report.history[0].rmse
     assert "won over" in report.note and winner.family.nfe == nfe
