@@ -71,6 +71,17 @@ def test_drawn_params_race_against_the_quadrature_on_every_grid() -> None:
     assert torch.equal(params["r_params"], winner.family.init(1)["r_params"])
 
 
+def test_rows_that_are_linear_race_after_least_squares() -> None:
+    batch, configured = solved(64), student("corrected", 4)
+    plain, _, before = run_race(configured, toy_mixture(), batch, RANGE, batch, RaceFit(least_squares=False))
+    winner, params, after = run_race(configured, toy_mixture(), batch, RANGE, batch)
+    assert "least squares" not in before.note and "least squares, won over" in after.note
+    assert after.rmse < 0.8 * before.rmse
+    assert bool((params["correction_denoised"] != 0).any()) and bool((params["raw_dt"] == 0).all())
+    alone = run_race(configured, toy_mixture(), batch, RANGE)  # without trajectories nothing is fitted
+    assert "least squares" not in alone[2].note and plain.family.nfe == winner.family.nfe == 4
+
+
 def test_a_configured_start_that_is_best_stays() -> None:
     batch = solved(16)
     configured = student("corrected", 4)
@@ -87,6 +98,9 @@ def test_it_is_deterministic_and_counts_its_evaluations() -> None:
     assert first == again and counted.images == report.evaluations
     field = len(list(entrants(student(), RANGE)))
     assert counted.images == 4 * (4 * field + 16 * 3 + 32 * 3)  # the configured start runs with the last two
+    counted.images = 0
+    _, _, report = run_race(student(), counted, batch, RANGE, batch, RaceFit(first=4, survivors=3))
+    assert counted.images == report.evaluations
 
 
 def test_fixed_levels_race_against_rules_between_the_teachers_ends() -> None:
