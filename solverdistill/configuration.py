@@ -20,6 +20,7 @@ from solverdistill.evaluation.final import EvaluationSettings
 from solverdistill.families.base import Params
 from solverdistill.fits.gauss_newton import GaussNewtonFit
 from solverdistill.fits.greedy import GreedyFit
+from solverdistill.fits.point_search import PointSearchFit
 from solverdistill.fits.race import RaceFit
 from solverdistill.fits.row_fits import LeastSquaresFit
 from solverdistill.grids import Grid
@@ -44,6 +45,7 @@ FITS: dict[str, type[AnyFit]] = {
     "greedy": GreedyFit,
     "gauss_newton": GaussNewtonFit,
     "least_squares": LeastSquaresFit,
+    "point_search": PointSearchFit,
     "race": RaceFit,
 }
 SCALARS = ("seed", "guidance", "ckpt_path", "run_name", "output_dir")

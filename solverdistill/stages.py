@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from solverdistill.families.base import Params
+from solverdistill.fits.batches import on_device
 from solverdistill.fits.gauss_newton import GaussNewtonFit, fit_gauss_newton
 from solverdistill.fits.greedy import GreedyFit, check_greedy, fit_greedily
 from solverdistill.fits.least_squares import fit_least_squares
-from solverdistill.fits.normal_equations import on_device
+from solverdistill.fits.point_search import PointSearchFit, check_points, fit_points, searchable
 from solverdistill.fits.race import RaceFit, run_race
 from solverdistill.fits.report import FitReport
 from solverdistill.fits.row_fits import LeastSquaresFit
@@ -28,10 +29,10 @@ from solverdistill.objectives import Batch
 from solverdistill.students import Student
 from solverdistill.targets import TargetData
 
-DirectFit = RaceFit | LeastSquaresFit | GreedyFit | GaussNewtonFit
+DirectFit = RaceFit | LeastSquaresFit | PointSearchFit | GreedyFit | GaussNewtonFit
 AnyFit = DirectFit | FitSettings
 log = logging.getLogger(__name__)
-RACE_TRAJECTORIES = 64  # training samples that grids are searched on, and rows fitted to
+RACE_TRAJECTORIES = 64  # training samples that grids are searched on, and rows and points fitted to
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,15 @@ def check_fits(fits: Mapping[str, AnyFit], student: Student) -> None:
     for fit in fits.values():
         if isinstance(fit, GreedyFit):
             check_greedy(student.family)
+        if isinstance(fit, PointSearchFit) and len(fits) == 1:
+            check_points(student.family)
         if isinstance(fit, LeastSquaresFit) and len(fits) == 1 and not student.family.linear_params:
             raise ValueError(f"fit=least_squares has nothing to fit in {student.family.name}; take fit=gauss_newton")
 
 
 def needs_trajectories(fits: Mapping[str, AnyFit]) -> bool:
     """Whether a fit reads whole reference trajectories, or moves the student's grid away from stored states."""
-    return any(isinstance(fit, RaceFit | LeastSquaresFit | GreedyFit) for fit in fits.values())
+    return any(isinstance(fit, RaceFit | LeastSquaresFit | PointSearchFit | GreedyFit) for fit in fits.values())
 
 
 def run_direct(
@@ -119,6 +122,11 @@ def run_direct(
             return standing
         train = _trajectories(data, fit.samples)
         params, report = fit_least_squares(family, denoiser, train, held_out, fit, start)
+    elif isinstance(fit, PointSearchFit):
+        if not searchable(family):
+            log.info("point_search: %s has no points to search; left out", family.name)
+            return standing
+        params, report = fit_points(family, denoiser, _trajectories(data, fit.samples), held_out, fit, start)
     else:
         params, report = fit_greedily(family, denoiser, _trajectories(data, fit.samples), held_out)
     return standing.after(report, params)

@@ -35,7 +35,7 @@ EPD_FIT = ("fit=published_epd", "fit.published_epd.batch_size=32")
 GRID = ("solver.grid.kind=time_uniform", "solver.grid.rho=1.0")
 EPD_START = ("solver.init_from=drawn", "solver.learn_times=false", *GRID)
 GS_START = ("solver.init_from=paper", "solver.path=vp", *GRID, *GS_RANGE)
-SOME = ("corrected", "gas")  # rows of EPD are not linear in its params
+SOME = ("corrected", "gas")  # rows of EPD are not linear in its params: its points are searched
 CHOICE = "fit.gauss_newton.jacobian"
 
 RECIPES: dict[str, Recipe] = {
@@ -44,6 +44,7 @@ RECIPES: dict[str, Recipe] = {
     "adam": Recipe("Adam, cosine", ("fit=gradient",)),
     "race_adam": Recipe("race, Adam", ("fit=[race,gradient]",), once=True),
     "least_squares": Recipe("race, least squares", ("fit=[race,least_squares]",), once=True, solvers=SOME),
+    "point_search": Recipe("race, point search", ("fit=[race,point_search]",), once=True, solvers=("epd",)),
     "exact": Recipe("Levenberg-Marquardt (exact)", ("fit=gauss_newton", f"{CHOICE}=exact"), once=True),
     "sketched": Recipe("Gauss-Newton (sketched)", ("fit=gauss_newton",)),
     "default": Recipe("race, Gauss-Newton", (RACED,)),

@@ -23,20 +23,13 @@ from torch import Tensor
 
 from solverdistill.denoiser import Checkpointed
 from solverdistill.families.base import Family, Params
-from solverdistill.fits.normal_equations import (
-    Equations,
-    NormalEquations,
-    damped_step,
-    moved,
-    play_batches,
-    take,
-)
+from solverdistill.fits.batches import mean_error, take
+from solverdistill.fits.normal_equations import Equations, NormalEquations, damped_step, moved
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.fits.sketches import random_signs
 from solverdistill.objectives import Batch
-from solverdistill.processes import share, total
+from solverdistill.processes import share
 from solverdistill.settings import check_fields
-from solverdistill.trajectories import rmse
 
 JACOBIANS = ("sketch", "exact")
 FIRST_DAMPING = {"sketch": 0.1, "exact": 0.01}  # the first sketches are rough
@@ -148,8 +141,7 @@ class _Fit:
 
     def __init__(self, family: Family, denoiser: Any, train: Batch, held_out: Batch, settings: GaussNewtonFit) -> None:
         self.family, self.denoiser, self.train, self.settings = family, denoiser, train, settings
-        self.held_out = take(held_out, share(torch.arange(held_out.noise.shape[0])))
-        self.count = held_out.noise.shape[0]
+        self.held_out = held_out
         self.meter = Meter(train.noise.device)
         recomputed = settings.checkpointing and settings.jacobian == "sketch"
         self.equations = Equations(
@@ -198,10 +190,7 @@ class _Fit:
             program = self.family.program(params)
         except ValueError:
             return float("inf")
-        with self.meter.measure("forward", self.held_out.noise.shape[0] * program.nfe):
-            ends = play_batches(program, self.denoiser, self.held_out, self.settings.batch_size)
-            error = float(total(rmse(ends, self.held_out.end).double().sum().cpu())) / self.count
-        return error if error < float("inf") else float("inf")
+        return mean_error(program, self.denoiser, self.held_out, self.settings.batch_size, self.meter)
 
     def _linearise(self, params: Params, error: float) -> NormalEquations:
         """Normal equations on samples drawn by position, of which each process takes its share."""

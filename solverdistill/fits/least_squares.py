@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from solverdistill.families.base import Family, Params
+from solverdistill.fits.batches import take, take_solved
 from solverdistill.fits.linear_rows import LinearTable, Registers
-from solverdistill.fits.normal_equations import take
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.fits.row_equations import KEEP, Reduce, double
 from solverdistill.fits.row_fits import LeastSquaresFit, RowFit, Walk, begin
@@ -82,9 +82,7 @@ def fit_least_squares(
         ValueError: the family has no linear params, or the batch no trajectories.
     """
     settings = settings or LeastSquaresFit()
-    index = share(torch.arange(min(settings.samples, train.noise.shape[0])))
-    reference = None if train.reference is None else train.reference.take(index)
-    batch = take(train, index)._replace(reference=reference)
+    batch = take_solved(train, share(torch.arange(min(settings.samples, train.noise.shape[0]))))
     held_out = take(held_out, share(torch.arange(held_out.noise.shape[0])))
     search = _Search(denoiser, batch, held_out, settings, reduce)
     return search.run(family, family.init(0) if start is None else start)

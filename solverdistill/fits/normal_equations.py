@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from solverdistill.denoiser import per_sample
 from solverdistill.families.base import Family, Params
+from solverdistill.fits.batches import take
 from solverdistill.fits.derivatives import Differentiator, coefficient_tangents
 from solverdistill.fits.report import BACKWARD_COST, Meter
 from solverdistill.fits.sketches import RollOut
@@ -145,24 +145,6 @@ def damped_step(equations: NormalEquations, damping: float) -> Tensor:
     size = torch.where(size > 0, size, torch.ones_like(size))
     scaled = equations.H / size[:, None] / size + damping * torch.eye(len(size), dtype=torch.float64)
     return -torch.linalg.solve(scaled, equations.g / size) / size
-
-
-def on_device(batch: Batch, device: torch.device | str) -> Batch:
-    """End points, noise and conditions of a batch on the network's device."""
-    cond = None if batch.cond is None else pytree.tree_map(lambda leaf: leaf.to(device), batch.cond)
-    return Batch(batch.noise.to(device), batch.targets[:0].to(device), batch.end.to(device), cond)
-
-
-def take(batch: Batch, index: Tensor) -> Batch:
-    """Noise, end points and condition of some samples."""
-    cond = None if batch.cond is None else pytree.tree_map(lambda leaf: leaf[index], batch.cond)
-    return Batch(batch.noise[index], batch.targets[:, :0], batch.end[index], cond)
-
-
-def play_batches(program: SolverProgram, denoiser: Any, batch: Batch, batch_size: int) -> Tensor:
-    """Samples of a program from the noise of a batch, `batch_size` at a time. Shape: (batch, ...)."""
-    parts = (take(batch, index) for index in torch.arange(batch.noise.shape[0]).split(batch_size))
-    return torch.cat([sample(program, denoiser, part.noise, part.cond) for part in parts])
 
 
 def moved(params: Params, step: Tensor) -> Params:

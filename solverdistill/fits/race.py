@@ -5,37 +5,39 @@ begins at the best one needs fewer iterations and ends lower (docs/benchmarks/fi
 start as (`Family.starts`) races on every grid of `GRIDS`, on the grid that it is configured with, and on the grids that
 dynamic programming finds for Euler jumps along the reference (`solverdistill.search.gits`, no network calls).
 
-Successive halving on common noise: all start on a few samples, the best go on with more, the last two run on all.
+Successive halving on common noise: all start on a few samples, the best go on with more, and the winner runs against
+the configured start on all.
 
-Where rows of a student are linear in its params (`Family.linear_params`), the error at the start ranks the grids badly:
-a fit of the rows makes up for a poor solver, not for a poor grid. The best start of every grid then goes on as what
-`fits.least_squares` makes of it on a few samples.
+What a fit repairs is a poor solver, not a poor grid, so the error at the start ranks the grids badly. Where rows of a
+student are linear in its params (`Family.linear_params`), and where it has parallel points (`epd`), the best start of
+every grid therefore goes on as what `fits.row_fits` or `fits.point_search` makes of it on a few samples.
 Reference: Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from solverdistill.families.base import Params
-from solverdistill.fits.least_squares import fit_least_squares
-from solverdistill.fits.normal_equations import play_batches, take
+from solverdistill.families.base import Family, Params
+from solverdistill.fits.batches import mean_error, take, take_solved
+from solverdistill.fits.point_search import PointSearchFit, search_points, searchable
 from solverdistill.fits.report import FitReport, Meter, Point
-from solverdistill.fits.row_fits import LeastSquaresFit
+from solverdistill.fits.row_fits import LeastSquaresFit, fit_rows
 from solverdistill.grids import Grid
 from solverdistill.noise import EDM, Flow, Path
 from solverdistill.objectives import Batch
-from solverdistill.processes import count, share, total
+from solverdistill.processes import share
 from solverdistill.search import cheapest_path, jump_costs
 from solverdistill.settings import check_fields
 from solverdistill.students import Student
-from solverdistill.trajectories import Trajectory, rmse
+from solverdistill.trajectories import Trajectory
 
-RIDGE = 1e-6  # of a fit on a few samples
+FACTOR = 4  # samples of the second round, of those of the first
+RIDGE = 1e-6  # of least squares on a few samples
 GITS_WEIGHTS = (1.0, 1.15)  # gamma: even, and the paper's for small networks
 
 
@@ -46,10 +48,11 @@ class RaceFit:
     Args:
         first: Samples of the first round, in which all take part.
         survivors: Starts, or best starts of a grid, that go on to the second round, with four times as many samples;
-            the best two of them run on all held-out samples.
+            the best of them runs against the configured start on all held-out samples.
         starts: Let the family start as every solver that it can, not as the configured one alone.
         gits: Take part with searched grids too.
-        least_squares: Compare what a row-by-row fit makes of the starts in the second round, where it can.
+        least_squares: Compare what least squares of rows, or a point search, makes of the starts in the second round,
+            where one of them can.
         batch_size: Samples that go through the network at once.
     """
 
@@ -88,7 +91,7 @@ def grid_rules(path: Path, rule: Grid | None, noise_range: tuple[float, float]) 
     """Rules that are worth a try on a path, between the ends of the configured rule."""
     start, end = noise_range if rule is None else (rule.start, rule.end)
     base = Grid(steps=1, start=start, end=end)
-    rules = {f"polynomial rho {rho:g}": replace(base, kind="polynomial", rho=rho) for rho in (5.0, 7.0)}
+    rules = {f"polynomial rho {rho:g}": replace(base, kind="polynomial", rho=rho) for rho in (4.0, 5.0, 7.0)}
     rules["uniform"] = replace(base, kind="time_uniform", rho=1.0)
     rules["quadratic"] = replace(base, kind="quadratic")
     rules["logsnr"] = replace(base, kind="logsnr")
@@ -155,39 +158,42 @@ def run_race(
         denoiser: The teacher, possibly guided, on the device of the samples.
         held_out: Samples to race on; the same in all processes, which share the work.
         noise_range: The teacher's.
-        train: Some training samples with their trajectories, for searched grids and least squares; None leaves these
-            out.
+        train: Some training samples with their trajectories, for searched grids, least squares and point search; None
+            leaves these out.
         settings: Sizes of the rounds.
         seed: Seed of the initial params.
     Returns:
         The student, the params of its start, and the report: the errors of the configured start and of the winner.
     """
     settings, meter = settings or RaceFit(), Meter(held_out.noise.device)
-    samples = held_out.noise.shape[0]
+    samples, more = held_out.noise.shape[0], FACTOR * settings.first
     reference = train.reference if train is not None and settings.gits else None
     field = list(entrants(student, noise_range, reference, settings.starts, seed))
     configured, begun = field[0], len(field)
 
-    def place(field: list[Entrant], wanted: int) -> list[Placed]:
-        batch = take(held_out, torch.arange(min(wanted, samples)))
-        errors = [_error(entrant, denoiser, batch, settings.batch_size, meter) for entrant in field]
-        placed = [Placed(entrant, error) for entrant, error in zip(field, errors, strict=True)]
+    def place(field: Iterable[Entrant], wanted: int) -> list[Placed]:
+        batch, placed = take(held_out, torch.arange(min(wanted, samples))), list[Placed]()
+        for entrant in field:
+            program = entrant.student.family.program(entrant.params).detach()
+            placed.append(Placed(entrant, mean_error(program, denoiser, batch, settings.batch_size, meter)))
         return sorted(placed, key=lambda one: one.rmse)
 
     field = [placed.entrant for placed in place(field, settings.first)]
-    if train is not None and settings.least_squares and student.family.linear_params:
+    if train is not None and settings.least_squares and _fittable(student.family):
         best = _best_of_grids(field)[: settings.survivors]
-        field = [_fit(entrant, denoiser, train, held_out, 4 * settings.first, settings, meter) for entrant in best]
-    field = [placed.entrant for placed in place(field[: settings.survivors], 4 * settings.first)[:2]]
-    final = place([configured, *(entrant for entrant in field if entrant is not configured)], samples)
+        field = [best[0], *(_fitted(entrant, denoiser, train, more, settings.batch_size, meter) for entrant in best)]
+    else:
+        field = field[: settings.survivors]
+    second = place(field, more)
+    final = place([configured] if second[0].entrant is configured else [configured, second[0].entrant], samples)
     start = next(placed.rmse for placed in final if placed.entrant is configured)
-    winner, second = final[0], final[min(1, len(final) - 1)]
-    history = [Point(start, 0, 0.0), Point(winner.rmse, meter.evaluations, meter.seconds)]
-    note = f"{winner.entrant.label} won over {begun - 1} others"
-    if second is not winner:
-        note += f", next {second.entrant.label} with {second.rmse:.4f}"
-    report = FitReport.of("race", history, meter, "all rounds done", note)
-    return winner.entrant.student, winner.entrant.params, report
+    history = [Point(start, 0, 0.0), Point(final[0].rmse, meter.evaluations, meter.seconds)]
+    winner = final[0].entrant
+    ranks, on = (second, min(more, samples)) if winner is second[0].entrant else (final, samples)
+    note = f"{winner.label} won over {begun - 1} others"
+    if len(ranks) > 1:
+        note += f"; on {on} samples {ranks[0].rmse:.4f}, next {ranks[1].entrant.label} with {ranks[1].rmse:.4f}"
+    return winner.student, winner.params, FitReport.of("race", history, meter, "all rounds done", note)
 
 
 def _best_of_grids(field: list[Entrant]) -> list[Entrant]:
@@ -198,23 +204,19 @@ def _best_of_grids(field: list[Entrant]) -> list[Entrant]:
     return list(best.values())
 
 
-def _fit(
-    entrant: Entrant, denoiser: Any, train: Batch, held_out: Batch, samples: int, settings: RaceFit, meter: Meter
-) -> Entrant:
-    """An entrant whose rows were fitted to a few samples."""
-    few = take(held_out, torch.arange(min(samples, held_out.noise.shape[0])))
-    fit = LeastSquaresFit(samples=samples, ridge=RIDGE, batch_size=settings.batch_size)
-    params, report = fit_least_squares(entrant.student.family, denoiser, train, few, fit, entrant.params)
-    for kind, cost in report.spent.items():
-        meter.add(kind, cost.evaluations / count(), cost.seconds)
-    return entrant._replace(params=params, label=f"{entrant.label}, least squares,")
+def _fittable(family: Family) -> bool:
+    """Whether starts of a student can be fitted without derivatives."""
+    return bool(family.linear_params) or searchable(family)
 
 
-def _error(entrant: Entrant, denoiser: Any, batch: Batch, batch_size: int, meter: Meter) -> float:
-    """Mean RMSE of the end points before training; infinite where it is not finite."""
-    program, samples = entrant.student.family.program(entrant.params).detach(), batch.noise.shape[0]
-    own = take(batch, share(torch.arange(samples)))
-    with meter.measure("forward", own.noise.shape[0] * program.nfe):
-        ends = play_batches(program, denoiser, own, batch_size) if len(own.noise) else own.end
-        error = float(total(rmse(ends, own.end).double().sum().cpu())) / samples
-    return error if error < float("inf") else float("inf")
+def _fitted(entrant: Entrant, denoiser: Any, train: Batch, samples: int, batch_size: int, meter: Meter) -> Entrant:
+    """An entrant after a fit to a few samples; a search of points needs half of them."""
+    family = entrant.student.family
+    if searchable(family):
+        search = PointSearchFit(max(1, samples // 2), batch_size)
+        params = search_points(family, denoiser, train, entrant.params, search, meter)
+        return entrant._replace(params=params, label=f"{entrant.label} + point search")
+    few = take_solved(train, share(torch.arange(min(samples, train.noise.shape[0]))))
+    settings = LeastSquaresFit(ridge=RIDGE, batch_size=batch_size)
+    params, _ = fit_rows(family, denoiser, few, settings, entrant.params, meter=meter)
+    return entrant._replace(params=params, label=f"{entrant.label} + least squares")

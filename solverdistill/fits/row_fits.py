@@ -109,10 +109,14 @@ def fit_rows(
     settings: LeastSquaresFit,
     start: Params | None = None,
     reduce: Reduce = total,
+    meter: Meter | None = None,
 ) -> tuple[Params, list[RowFit]]:
-    """Fit all rows of a student with one ridge, `settings.ridge` or 0, and look at no held-out samples."""
+    """Fit all rows of a student with one ridge, `settings.ridge` or 0, and look at no held-out samples.
+
+    `batch` has the samples of this process; `meter` counts what is evaluated.
+    """
     table, ridge = LinearTable(family, family.init(0) if start is None else start), settings.ridge or 0.0
-    walk = begin(table, denoiser, batch, settings, Meter(batch.noise.device), reduce)
+    walk = begin(table, denoiser, batch, settings, meter or Meter(batch.noise.device), reduce)
     walk.evaluations(ridge)
     walk.fit(table.last, ridge)
     return table.params, walk.fits

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from solverdistill.families.base import Family
 from solverdistill.families.classical.singlestep import Euler, Heun
+from solverdistill.fits.batches import take
 from solverdistill.fits.linear_rows import LinearTable, Registers
-from solverdistill.fits.normal_equations import take
 from solverdistill.fits.report import Meter
 from solverdistill.noise import Level
 from solverdistill.objectives import Batch

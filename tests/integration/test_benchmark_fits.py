@@ -134,7 +134,7 @@ def test_every_recipe_of_every_student_is_a_run(solver: str) -> None:
 def test_recipes_differ_and_belong_to_their_students() -> None:
     assert len({recipe.overrides for recipe in RECIPES.values()}) == len({r.title for r in RECIPES.values()}) + 1
     assert "paper_gs" in recipes_of("gas") and "paper_gs" not in recipes_of("epd")
-    assert "least_squares" not in recipes_of("epd") and "default" in recipes_of("corrected")
+    assert "least_squares" not in recipes_of("epd") and "point_search" in recipes_of("epd")
 
 
 def test_a_curve_adds_up_the_fits_before() -> None:

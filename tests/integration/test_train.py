@@ -195,12 +195,22 @@ def test_fits_begin_where_the_one_before_ended(tmp_path: Path) -> None:
     assert result["rmse"] == pytest.approx(ends["gradient"][-1], rel=1e-5) and result["rmse"] < 0.8 * ends["race"][0]
 
 
+def test_points_are_searched_and_left_out_where_there_are_none(tmp_path: Path) -> None:
+    fit = ["fit=[race,point_search]", "fit.point_search.samples=8"]
+    for solver, stages in (("epd", ["race", "point_search"]), ("gas", ["race"])):
+        result = train(composed(tmp_path / solver, f"solver={solver}", *COUNTS, fit=fit))
+        lines = [line.split(",") for line in (tmp_path / solver / "fits.csv").read_text().split("\n")[1:-1]]
+        assert list(dict.fromkeys(line[0] for line in lines)) == stages
+        assert result["rmse"] == float(lines[-1][1]) < 0.8 * float(lines[0][1])
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
         (["fit=[gauss_newton,race]"], "the race finds where to start, so it has to come first"),
         (["fit=[gradient,relaxed]"], "has 2 fits with an optimizer; keep one of them"),
         (["fit=least_squares", "solver=epd"], "fit=least_squares has nothing to fit in epd; take fit="),
+        (["fit=point_search", "solver=gas"], "finds the points of epd and epd_ipndm; gas has none, take fit="),
         (["fit=[]"], "fit is empty; name at least one"),
     ],
 )

@@ -13,9 +13,10 @@ from torch import Tensor
 from solverdistill.denoiser import Counted
 from solverdistill.families import build
 from solverdistill.families.base import Family, Params
+from solverdistill.fits.batches import take
 from solverdistill.fits.derivatives import MODES, Differentiator, coefficient_tangents
 from solverdistill.fits.gauss_newton import GaussNewtonFit, fit_gauss_newton
-from solverdistill.fits.normal_equations import Equations, NormalEquations, damped_step, moved, take
+from solverdistill.fits.normal_equations import Equations, NormalEquations, damped_step, moved
 from solverdistill.fits.report import BACKWARD_COST, TANGENT_COST
 from solverdistill.fits.sketches import RollOut, random_signs
 from solverdistill.grids import Grid

@@ -14,10 +14,10 @@ from solverdistill.denoiser import Counted
 from solverdistill.families import ROSTER, build
 from solverdistill.families.base import Family
 from solverdistill.families.dode import DistilledODE
+from solverdistill.fits.batches import take
 from solverdistill.fits.greedy import fit_dode
 from solverdistill.fits.least_squares import LeastSquaresFit, fit_least_squares
 from solverdistill.fits.linear_rows import LinearTable, Registers, Row
-from solverdistill.fits.normal_equations import take
 from solverdistill.fits.report import Meter
 from solverdistill.fits.row_equations import KEEP, row_equations
 from solverdistill.fits.row_fits import fit_rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -75,11 +77,31 @@ def test_rows_that_are_linear_race_after_least_squares() -> None:
     batch, configured = solved(64), student("corrected", 4)
     plain, _, before = run_race(configured, toy_mixture(), batch, RANGE, batch, RaceFit(least_squares=False))
     winner, params, after = run_race(configured, toy_mixture(), batch, RANGE, batch)
-    assert "least squares" not in before.note and "least squares, won over" in after.note
+    assert "least squares" not in before.note and "+ least squares won over" in after.note
     assert after.rmse < 0.8 * before.rmse
     assert bool((params["correction_denoised"] != 0).any()) and bool((params["raw_dt"] == 0).all())
     alone = run_race(configured, toy_mixture(), batch, RANGE)  # without trajectories nothing is fitted
     assert "least squares" not in alone[2].note and plain.family.nfe == winner.family.nfe == 4
+
+
+def test_parallel_points_race_after_a_search_of_points() -> None:
+    batch, configured = solved(64), student("epd", 6, learn_times=True)
+    _, _, before = run_race(configured, toy_mixture(), batch, RANGE, batch, RaceFit(least_squares=False))
+    winner, params, after = run_race(configured, toy_mixture(), batch, RANGE, batch)
+    assert "point search" not in before.note and "+ point search won over" in after.note
+    assert after.rmse < 0.7 * before.rmse and after.history[0].rmse == before.history[0].rmse
+    assert not torch.equal(params["r_params"], winner.family.init(0)["r_params"])
+    assert bool((params["raw_dt"] == 0).all()) and bool((params["scale_time_params"] == 0).all())
+
+
+def test_the_note_says_by_how_much_the_winner_won() -> None:
+    batch = solved(64)
+    winner, params, report = run_race(student(), toy_mixture(), batch, RANGE, batch)
+    said = re.fullmatch(r"(.+) won over (\d+) others; on 16 samples (\S+), next (.+) with (\S+)", report.note)
+    assert said is not None and said[1] != said[4] and float(said[3]) <= float(said[5])
+    first = Batch(batch.noise[:16], batch.targets, batch.end[:16])
+    assert start_error(winner, first, params) == pytest.approx(float(said[3]), abs=1e-4)
+    assert int(said[2]) == len(list(entrants(student(), RANGE, batch.reference))) - 1
 
 
 def test_a_configured_start_that_is_best_stays() -> None:
@@ -97,10 +119,11 @@ def test_it_is_deterministic_and_counts_its_evaluations() -> None:
     again, _, _ = run_race(student(), toy_mixture(), batch, RANGE, settings=RaceFit(first=4, survivors=3))
     assert first == again and counted.images == report.evaluations
     field = len(list(entrants(student(), RANGE)))
-    assert counted.images == 4 * (4 * field + 16 * 3 + 32 * 3)  # the configured start runs with the last two
-    counted.images = 0
-    _, _, report = run_race(student(), counted, batch, RANGE, batch, RaceFit(first=4, survivors=3))
-    assert counted.images == report.evaluations
+    assert counted.images == 4 * (4 * field + 16 * 3 + 32 * 2)  # the winner and the configured start run on all
+    for fitted in (student(), student("epd", 6, init_from="quadrature")):
+        counted.images = 0
+        _, _, report = run_race(fitted, counted, batch, RANGE, batch, RaceFit(first=4, survivors=3))
+        assert counted.images == report.evaluations
 
 
 def test_fixed_levels_race_against_rules_between_the_teachers_ends() -> None:
