@@ -198,7 +198,7 @@ def test_fits_begin_where_the_one_before_ended(tmp_path: Path) -> None:
 def test_points_are_searched_and_left_out_where_there_are_none(tmp_path: Path) -> None:
     fit = ["fit=[race,point_search]", "fit.point_search.samples=8"]
     for solver, stages in (("epd", ["race", "point_search"]), ("gas", ["race"])):
-        result = train(composed(tmp_path / solver, f"solver={solver}", *COUNTS, fit=fit))
+        result = train(composed(tmp_path / solver, f"solver={solver}", *COUNTS, "solver.nfe=5", fit=fit))
         lines = [line.split(",") for line in (tmp_path / solver / "fits.csv").read_text().split("\n")[1:-1]]
         assert list(dict.fromkeys(line[0] for line in lines)) == stages
         assert result["rmse"] == float(lines[-1][1]) < 0.8 * float(lines[0][1])
