@@ -208,7 +208,7 @@ class _Walk:
         wanted = (self._target(i + 1) - self.y) / (u_next - u)
         rows = torch.cat([self.slopes, wanted[None]]).flatten(1)
         wide = rows if rows.device.type == "mps" else rows.double()
-        return (wide @ wide[:-1].T).double().cpu()
+        return (wide @ wide[:-1].T).cpu().double()
 
     def go(self, i: int, choice: Choice) -> None:
         """Advance by step i."""

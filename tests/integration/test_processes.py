@@ -60,16 +60,17 @@ def test_one_and_two_processes_end_at_the_same_params(fit: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jacobian", ["sketch", "exact"])
-def test_direct_fits_share_their_work_and_end_at_the_same_params(jacobian: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("solver", "jacobian"), [("corrected", "sketch"), ("corrected", "exact"), ("epd", "sketch")])
+def test_direct_fits_share_their_work_and_end_at_the_same_params(solver: str, jacobian: str, tmp_path: Path) -> None:
     settings = ["iterations=3", "samples=16", "batch_size=4", "directions=4", f"jacobian={jacobian}"]
-    fit = ["fit=[race,least_squares,gauss_newton]", *(f"fit.gauss_newton.{setting}" for setting in settings)]
+    rows = "point_search" if solver == "epd" else "least_squares"
+    fit = [f"fit=[race,{rows},gauss_newton]", *(f"fit.gauss_newton.{setting}" for setting in settings)]
     ends, spent = [], []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         where = [f"hydra.run.dir={folder}", "trainer=ddp", f"trainer.devices={processes}", *fit]
         tiny = [setting for setting in TINY if not setting.startswith("objective")]
-        result = run(tmp_path / "home", "model=digits_kde", "solver=corrected", "solver.nfe=4", *tiny, *where)
+        result = run(tmp_path / "home", "model=digits_kde", f"solver={solver}", "solver.nfe=5", *tiny, *where)
         assert result.returncode == 0, result.stderr
         ends.append(params(folder))
         spent.append(int((folder / "fits.csv").read_text().split("\n")[-2].split(",")[2]))

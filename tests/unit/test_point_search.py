@@ -39,6 +39,13 @@ def student(name: str = "epd", **options: object) -> EPD:
     return family
 
 
+def on_path(path: str) -> EPD:
+    start, end = {"flow": (0.98, 0.01), "vp": (1.0, 0.001)}[path]
+    family = families.build("epd", Grid("time_uniform", 3, start, end), path, init_from="quadrature")
+    assert isinstance(family, EPD)
+    return family
+
+
 def solved(count: int, seed: int = 0) -> Batch:
     noise = torch.randn(count, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     reference = Reference(steps=30).solve(toy_mixture(), toy_mixture(), noise)
@@ -86,6 +93,16 @@ def test_points_of_the_search_are_found_exactly(name: str, options: dict[str, bo
         for constrained, expected in zip(family.prepare(found)[:4], family.prepare(wanted)[:4], strict=True):
             torch.testing.assert_close(constrained, expected, rtol=1e-3, atol=1e-4)
     assert error(family, found, batch) < 1e-3 * error(family, family.init(0), batch)
+
+
+@pytest.mark.parametrize("path", ["flow", "vp"])
+def test_points_are_found_on_paths_with_scales(path: str) -> None:
+    family = on_path(path)
+    wanted = chosen_params(family, seed=1)
+    batch = played(family, wanted, solved(24))
+    found = search_points(family, toy_mixture(), batch, family.init(0), PointSearchFit(), Meter())
+    assert error(family, found, batch) < 1e-3 * error(family, family.init(0), batch)
+    torch.testing.assert_close(family.prepare(found).r[1:], family.prepare(wanted).r[1:])
 
 
 def test_the_choice_is_the_best_of_all_by_brute_force() -> None:
