@@ -12,7 +12,7 @@ time_uniform  edm: t_i = (1 + u (eps^(1/rho) - 1))^rho, sigma(t) of the VP sched
               has sigma(1) = start and sigma(eps) = end; other paths: s_i^(1/rho) linear   Song et al. 2021
 quadratic     time_uniform with rho = 2
 discrete      time linear from 1 to `eps` on the `schedule` of a discrete-time network     Rombach et al. 2022
-flow_shift    t linear from start to end, then shift t / (1 + (shift - 1) t)               Esser et al. 2024
+flow_shift    shift t / (1 + (shift - 1) t) with t linear, between the two ends            Esser et al. 2024
 ============  ==================================================================================================
 """
 
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from solverdistill.noise import EDM, Path, float64, make_path
 
+LARGEST_START = 80.0  # sigma / alpha that lower starts are counted from, where a grid begins at (almost) pure noise
 KINDS = ("polynomial", "logsnr", "time_uniform", "quadratic", "discrete", "flow_shift")
 
 
@@ -109,8 +110,25 @@ class Grid:
         return t if schedule == path else path.from_half_log_snr(schedule.half_log_snr(t))
 
     def _flow_shift(self, path: Path, u: Tensor) -> Tensor:
-        t = self.start + u * (self.end - self.start)
+        # The ends are noise levels, hence shifted already: undone before and done again, so that any start is the top.
+        ends = [end / (self.shift - (self.shift - 1) * end) for end in (self.start, self.end)]
+        t = ends[0] + u * (ends[1] - ends[0])
         return self.shift * t / (1 + (self.shift - 1) * t)
+
+
+def lower_start(rule: Grid, path: Path, shift: float) -> Grid:
+    """The same rule from a lower noise level, where log(alpha / sigma) is larger by `shift`.
+
+    A solver on it takes its noise for the state at that level, and spends no evaluation on what lies above, where
+    images are hardly more than their mean. The shift is counted from sigma / alpha = 80 where the rule begins above.
+
+    Raises:
+        ValueError: nothing would be left of the grid, or its levels belong to a discrete schedule.
+    """
+    if rule.kind == "discrete":
+        raise ValueError("a discrete grid begins where its schedule does; take another kind to begin lower")
+    top = path.half_log_snr(rule.start).clamp(min=-math.log(LARGEST_START))
+    return replace(rule, start=float(path.from_half_log_snr(top + shift)))
 
 
 def vp_map(sigma_max: float, sigma_min: float, eps: float = 1e-3) -> tuple[float, float]:

@@ -115,7 +115,7 @@ def run_direct(
     start = standing.params
     if isinstance(fit, GaussNewtonFit):
         settings = replace(fit, seed=seed)
-        params, report = fit_gauss_newton(family, denoiser, train, held_out, settings, start, progress)
+        params, report = fit_gauss_newton(family, denoiser, train, held_out, settings, start, progress, standing.rmse)
     elif isinstance(fit, LeastSquaresFit):
         if not family.linear_params:
             log.info("least_squares: nothing of %s is linear in its params; left out", family.name)

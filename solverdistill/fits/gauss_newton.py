@@ -111,6 +111,7 @@ def fit_gauss_newton(
     settings: GaussNewtonFit | None = None,
     start: Params | None = None,
     progress: Progress | None = None,
+    error: float | None = None,
 ) -> tuple[Params, FitReport]:
     """Fit a student's params to reference end points; see the module for the equations.
 
@@ -127,13 +128,14 @@ def fit_gauss_newton(
         settings: How the fit runs.
         start: Params to start from; those of the seed by default.
         progress: Called with (iteration, iterations, held-out error).
+        error: Mean RMSE of the start on the held-out samples, where it is known already.
     Returns:
         The params, float64 on the host, and the report.
     Raises:
         ValueError: the family has no params that change its table.
     """
     settings = settings or GaussNewtonFit()
-    return _Fit(family, denoiser, train, held_out, settings).run(start, progress)
+    return _Fit(family, denoiser, train, held_out, settings).run(start, progress, error)
 
 
 class _Fit:
@@ -157,11 +159,11 @@ class _Fit:
         self.damping = FIRST_DAMPING[settings.jacobian] if settings.damping is None else settings.damping
         self.order = torch.empty(0, dtype=torch.int64)
 
-    def run(self, start: Params | None, progress: Progress | None) -> tuple[Params, FitReport]:
+    def run(self, start: Params | None, progress: Progress | None, known: float | None) -> tuple[Params, FitReport]:
         settings, idle, stopped = self.settings, 0, "all iterations done"
         initial = self.family.init(settings.seed) if start is None else start
         params = {name: value.detach().to("cpu", torch.float64) for name, value in initial.items()}
-        history, remembered = [self._point(self.error(params))], None
+        history, remembered = [self._point(self.error(params) if known is None else known)], None
         for iteration in range(settings.iterations):
             drawn = self._linearise(params, history[-1].rmse)
             if not drawn.finite:

@@ -206,6 +206,12 @@ def test_evaluations_are_counted() -> None:
     assert counted.images == report.spent["forward"].evaluations == 3 * 8 * 3  # start, one roll-out, one trial
     assert report.spent["backward"].evaluations == 3 * BACKWARD_COST * 8 * 3  # the gradient and two projections
     assert report.evaluations == sum(cost.evaluations for cost in report.spent.values())
+    known, (start, *_) = replace(settings, jacobian="sketch"), report.history
+    counted = Counted(toy_mixture())
+    _, told = fit_gauss_newton(family, counted, batch, batch, known, error=start.rmse)
+    assert counted.images == 2 * 8 * 3 and told.history[0] == start._replace(
+        seconds=told.history[0].seconds, evaluations=0
+    )
 
 
 def test_a_budget_and_checkpointing() -> None:

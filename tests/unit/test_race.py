@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from solverdistill import families
 from solverdistill.denoiser import Counted
 from solverdistill.families.base import Params
 from solverdistill.families.epd import EPD
-from solverdistill.fits.race import RaceFit, entrants, run_race
+from solverdistill.fits.entrants import entrants, from_lower
+from solverdistill.fits.race import RaceFit, run_race
 from solverdistill.grids import Grid
 from solverdistill.objectives import Batch
 from solverdistill.program import sample
@@ -74,9 +77,10 @@ def test_drawn_params_race_against_the_quadrature_on_every_grid() -> None:
 
 
 def test_rows_that_are_linear_race_after_least_squares() -> None:
-    batch, configured = solved(64), student("corrected", 4)
-    plain, _, before = run_race(configured, toy_mixture(), batch, RANGE, batch, RaceFit(least_squares=False))
-    winner, params, after = run_race(configured, toy_mixture(), batch, RANGE, batch)
+    batch, configured, settings = solved(64), student("corrected", 4), RaceFit(first=16)  # of six numbers each
+    without = replace(settings, least_squares=False)
+    plain, _, before = run_race(configured, toy_mixture(), batch, RANGE, batch, without)
+    winner, params, after = run_race(configured, toy_mixture(), batch, RANGE, batch, settings)
     assert "least squares" not in before.note and "+ least squares won over" in after.note
     assert after.rmse < 0.8 * before.rmse
     assert bool((params["correction_denoised"] != 0).any()) and bool((params["raw_dt"] == 0).all())
@@ -97,11 +101,11 @@ def test_parallel_points_race_after_a_search_of_points() -> None:
 def test_the_note_says_by_how_much_the_winner_won() -> None:
     batch = solved(64)
     winner, params, report = run_race(student(), toy_mixture(), batch, RANGE, batch)
-    said = re.fullmatch(r"(.+) won over (\d+) others; on 16 samples (\S+), next (.+) with (\S+)", report.note)
+    said = re.fullmatch(r"(.+) won over (\d+) others; on 64 samples (\S+), next (.+) with (\S+)", report.note)
     assert said is not None and said[1] != said[4] and float(said[3]) <= float(said[5])
-    first = Batch(batch.noise[:16], batch.targets, batch.end[:16])
-    assert start_error(winner, first, params) == pytest.approx(float(said[3]), abs=1e-4)
-    assert int(said[2]) == len(list(entrants(student(), RANGE, batch.reference))) - 1
+    assert start_error(winner, batch, params) == pytest.approx(float(said[3]), abs=1e-4)
+    grids = len(list(entrants(student(), RANGE, batch.reference, starts=False)))
+    assert grids - 1 < int(said[2]) <= grids - 1 + 4 * 3 + 2  # the best four from three lower levels, the best from two
 
 
 def test_a_configured_start_that_is_best_stays() -> None:
@@ -115,11 +119,12 @@ def test_a_configured_start_that_is_best_stays() -> None:
 
 def test_it_is_deterministic_and_counts_its_evaluations() -> None:
     batch, counted = solved(32), Counted(toy_mixture())
-    first, _, report = run_race(student(), counted, batch, RANGE, settings=RaceFit(first=4, survivors=3))
-    again, _, _ = run_race(student(), toy_mixture(), batch, RANGE, settings=RaceFit(first=4, survivors=3))
+    settings = RaceFit(first=4, survivors=3, lower_starts=False)
+    first, _, report = run_race(student(), counted, batch, RANGE, settings=settings)
+    again, _, _ = run_race(student(), toy_mixture(), batch, RANGE, settings=settings)
     assert first == again and counted.images == report.evaluations
     field = len(list(entrants(student(), RANGE)))
-    assert counted.images == 4 * (4 * field + 16 * 3 + 32 * 2)  # the winner and the configured start run on all
+    assert counted.images == 4 * (4 * field + 16 * 3 + 32 * 2 + 32 * 2)  # the winner and the configured start on all
     for fitted in (student(), student("epd", 6, init_from="quadrature")):
         counted.images = 0
         _, _, report = run_race(fitted, counted, batch, RANGE, batch, RaceFit(first=4, survivors=3))
@@ -146,3 +151,35 @@ def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="cannot spend exactly nfe=7"):
         Student.build("epd", 7, Grid("polynomial"), "edm", {})
     assert families.build("euler", Grid("polynomial", 3)).starts() == ({},)
+
+
+@pytest.mark.parametrize(("name", "nfe", "gain"), [("corrected", 4, 0.8), ("epd", 6, 1.0), ("bns", 4, 0.9)])
+def test_a_student_that_takes_its_noise_for_a_state_further_down_ends_nearer(name: str, nfe: int, gain: float) -> None:
+    batch, configured, settings = solved(64), student(name, nfe), RaceFit(first=16)
+    without = replace(settings, lower_starts=False)
+    above, _, before = run_race(configured, toy_mixture(), batch, RANGE, batch, without)
+    below, params, after = run_race(configured, toy_mixture(), batch, RANGE, batch, settings)
+    assert after.rmse < gain * before.rmse and " from " in after.note and " from " not in before.note
+    assert above.family.grid[0] == pytest.approx(80.0) and below.family.grid[0] < 40
+    assert below.family.grid[-1] == pytest.approx(0.002) and below.family.nfe == nfe
+    assert below.rule is not None and below.rule.start == below.family.grid[0]
+    assert after.rmse == pytest.approx(start_error(below, batch, params))
+
+
+def test_lower_starts_are_named_by_their_noise_level_and_never_begin_above_the_configured_one() -> None:
+    first = next(iter(entrants(student(), RANGE)))
+    lower = list(from_lower(first, (1.0, 2.0), 80.0))
+    assert [one.label for one in lower] == ["configured from 29.4", "configured from 10.8"]
+    again = list(from_lower(lower[1], (-0.5, 0.5, -3.0), 80.0))
+    assert [one.label for one in again] == ["configured from 17.9", "configured from 6.57"]  # -3 would begin above
+    assert list(from_lower(first, (-1.0, 0.0, 30.0), 80.0)) == []  # above, the same, and nothing left of the grid
+    listed = Student.build("ld3", 3, [80.0, 2.0, 0.3, 0.002], "edm", {"base": "euler"})
+    assert list(from_lower(next(iter(entrants(listed, RANGE))), (1.0,), 80.0)) == []
+
+
+def test_a_flow_student_begins_lower_than_pure_noise() -> None:
+    flow = Student.build("corrected", 4, Grid("flow_shift", start=1.0, end=0.01), "flow", {"base": "euler"})
+    lower = list(from_lower(next(iter(entrants(flow, (1.0, 0.01)))), (1.0,), 1.0))
+    assert [one.label for one in lower] == ["configured from 29.4"]
+    first = lower[0].student.family.grid[0]
+    assert first / (1 - first) == pytest.approx(80 / math.e)
