@@ -21,6 +21,7 @@ from lightning import seed_everything
 from solverdistill import features
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
 from solverdistill.evaluation.compare import Row, compare
+from solverdistill.evaluation.lower_starts import best_from_lower
 
 from .records import CLASSICAL, Record
 from .setting import Job, Setting
@@ -60,9 +61,12 @@ def measure_student(job: Job) -> Record:
 
 
 def measure_classical(job: Job) -> list[Record]:
-    """Measure every classical solver of exactly `job.nfe` evaluations."""
+    """Measure every classical solver of exactly `job.nfe` evaluations, and the best of those that begin lower."""
     setting = Setting.of(job)
-    candidates = classical_candidates(setting.teacher.path, setting.teacher.noise_range, job.nfe).candidates
+    noise, _, end, cond, *_ = setting.test().batch
+    solvers = setting.teacher.path, setting.teacher.noise_range
+    candidates = classical_candidates(*solvers, job.nfe).candidates
+    candidates += best_from_lower(*solvers, setting.denoiser, noise, cond, end, job.nfe)
     rows = compare_on_test(setting, candidates)
     return [Record(**_errors(job, CLASSICAL, row.label, row)) for row in rows]
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from solverdistill import families
 from solverdistill.families.base import Family
-from solverdistill.grids import Grid
+from solverdistill.grids import Grid, lower_start
 from solverdistill.noise import Flow, Path, float64
 from solverdistill.program import SolverProgram
 
@@ -88,6 +90,7 @@ def classical_candidates(
     nfe: int | None = None,
     depth: int | None = None,
     names: Sequence[str] | None = None,
+    shift: float = 0.0,
 ) -> ClassicalSet:
     """Find every classical solver that spends exactly `nfe` evaluations, or takes exactly `depth` sequential calls.
 
@@ -100,10 +103,13 @@ def classical_candidates(
         nfe: Evaluations to match.
         depth: Sequential calls to match; a classical solver has as many as evaluations.
         names: Families to take part, as in `families.ROSTER`; None for all.
+        shift: How much larger log(alpha / sigma) is where the grids begin, see `grids.lower_start`; labels name the
+            level then.
     Returns:
         At most 22 candidates for each of the two numbers, without repetition, and a sentence for each omission.
     Raises:
-        ValueError: neither number is given, or one is below 1, or a name is that of no classical solver.
+        ValueError: neither number is given, or one is below 1, or a name is that of no classical solver, or nothing
+            is left of the noise range.
     """
     budgets = list(dict.fromkeys(budget for budget in (nfe, depth) if budget is not None))
     if not budgets or min(budgets) < 1:
@@ -115,6 +121,11 @@ def classical_candidates(
     wanted = known if names is None else [families.ALIASES.get(name, name) for name in names]
     candidates: list[Candidate] = []
     omitted: list[str] = []
+    suffix = ""
+    if shift:
+        lowered = lower_start(Grid(start=noise_range[0], end=noise_range[1]), path, shift)
+        noise_range = lowered.start, lowered.end
+        suffix = f" from {float(torch.exp(-path.half_log_snr(lowered.start))):.3g}"
     for budget in budgets:
         for baseline in (baseline for baseline in CLASSICAL if baseline.name in wanted):
             for title, grid in _grids(baseline, path, noise_range):
@@ -123,7 +134,7 @@ def classical_candidates(
                 except ValueError as error:
                     omitted.append(f"{baseline.label} {title} at {budget}: {error}")
                     continue
-                label = f"{baseline.label}{AFS_SUFFIX if afs else ''} {title}"
+                label = f"{baseline.label}{AFS_SUFFIX if afs else ''} {title}{suffix}"
                 candidates.append(Candidate.of(label, family.program(), "classical"))
     return ClassicalSet(candidates, omitted)
 

@@ -14,6 +14,7 @@ from solverdistill.denoiser import Teacher
 from solverdistill.evaluation import figures, report
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
 from solverdistill.evaluation.compare import Row, compare
+from solverdistill.evaluation.lower_starts import best_from_lower
 from solverdistill.program import SolverProgram, sample
 from solverdistill.progress import console
 from solverdistill.settings import check_fields
@@ -75,9 +76,11 @@ def compare_at_the_end(
         The rows of metrics.csv.
     """
     student = Candidate.of(label, program)
-    classical = classical_candidates(teacher.path, teacher.noise_range, student.nfe, student.depth).candidates
-    extractor = features.for_teacher(teacher)
     noise, cond, end = targets.batch.noise, targets.batch.cond, targets.batch.end
+    solvers, costs = (teacher.path, teacher.noise_range), (student.nfe, student.depth)
+    classical = classical_candidates(*solvers, *costs).candidates
+    classical += best_from_lower(*solvers, denoiser, noise, cond, end, *costs)
+    extractor = features.for_teacher(teacher)
     rows = compare(
         [student, *classical],
         denoiser,
