@@ -101,6 +101,7 @@ def _add_fits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-samples", type=_positive, default=512, help="samples to compare on (default: 512)")
     parser.add_argument("--seeds", type=_positive, default=3, help="seeds of each fit (default: 3)")
     parser.add_argument("--jobs", type=_positive, default=1, help="processes at a time, one thread each (default: 1)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, one run after the other (default: cpu)")
     parser.add_argument("--fresh", action="store_true", help="forget what a former run has finished")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every configuration")
     parser.add_argument(

@@ -22,7 +22,6 @@ import torch
 
 from solverdistill.coefficients import write_atomically
 from solverdistill.progress import TargetProgress
-from solverdistill.targets import make_targets
 
 from .families_figure import draw
 from .families_report import report
@@ -110,7 +109,7 @@ def make_reference(job: Job) -> None:
     """Fill the cache of reference trajectories, which all processes read."""
     setting = Setting.of(job)
     for split in ("train", "validation", "test"):
-        make_targets(setting.targets, split, setting.teacher, setting.denoiser, progress=TargetProgress())
+        setting.make(split, TargetProgress())
 
 
 def finished(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, list[Record] | str]]:

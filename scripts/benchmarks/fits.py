@@ -1,7 +1,7 @@
 """Every fit on the same students: error against network evaluations and against seconds.
 
-Each run has a process of its own with one thread; what is done is kept in a JSON file, so that a benchmark that was
-stopped goes on where it was.
+Each run has a process of its own with one thread, on a GPU they all run in this one, one after the other; what is done
+is kept in a JSON file, so that a benchmark that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .fits_report import report
 from .recipes import LONG, recipes_of
 from .records import CLASSICAL, Record
 from .setting import Job
+from .student import measure
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{len(todo)} of {len(wanted)} to do", flush=True)
     if todo:
         make_reference(todo[0][1])
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        futures = {pool.submit(run_job, job): (name, job) for name, job in todo}
+    processes, do = (arguments.jobs, run_job) if arguments.device == "cpu" else (1, run_here)
+    with ThreadPoolExecutor(processes) as pool:
+        futures = {pool.submit(do, job): (name, job) for name, job in todo}
         for count, future in enumerate(as_completed(futures), 1):
             (name, job), made = futures[future], future.result()
             if isinstance(made, str):
@@ -102,6 +104,14 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{out}, {table.name} and {out.with_suffix('.png').name} are written", flush=True)
 
 
+def run_here(job: Job) -> list[Record] | str:
+    """Do one job in this process; a failure gives its sentence."""
+    try:
+        return measure(job)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def _job(arguments: argparse.Namespace, solver: str, nfe: int, seed: int, own: tuple[str, ...], budget: int) -> Job:
     overrides = [*own, *arguments.set]
-    return Job(solver, nfe, arguments.model, budget, arguments.test_samples, seed, overrides)
+    return Job(solver, nfe, arguments.model, budget, arguments.test_samples, seed, overrides, arguments.device)

@@ -13,6 +13,7 @@ from .machine import command, describe
 from .recipes import LONG, RECIPES
 from .records import CLASSICAL, Record
 
+MEMORY = "GPU memory [GB]"
 TITLES = ("fit", "RMSE mean", "median", "p95", "spread", "evaluations", "seconds")
 
 
@@ -29,7 +30,8 @@ def report(runs: Sequence[Any], arguments: argparse.Namespace) -> str:
             lines += [f"## {solver}, nfe {nfe}", "", *_table(runs, solver, nfe), ""]
     lines += [f"![held-out error against evaluations]({arguments.out.with_suffix('.png').name})", ""]
     lines += [f"- Command: `{command()}`"]
-    lines += [f"- Machine: {describe(torch.device('cpu'))}; {arguments.jobs} processes at a time, one thread each"]
+    device, shared = torch.device(arguments.device), f"; {arguments.jobs} processes at a time, one thread each"
+    lines += [f"- Machine: {describe(device)}{shared if arguments.device == 'cpu' else ''}"]
     return "\n".join([*lines, ""])
 
 
@@ -59,28 +61,31 @@ def curve(history: Sequence[Sequence[Any]]) -> list[tuple[float, int, float]]:
 def _table(runs: Sequence[Any], solver: str, nfe: int) -> list[str]:
     chosen = [run for run in runs if run.job.solver == solver and run.job.nfe == nfe]
     rows: list[tuple[float, list[str]]] = []
+    memory = any(run.job.device != "cpu" for run in chosen)
+    titles = (*TITLES, MEMORY) if memory else TITLES
     for name, recipe in RECIPES.items():
         records = [run.record for run in chosen if run.recipe == name]
         if records:
             title = f"{recipe.title}{f', {LONG} x the budget' if recipe.long else ''}"
-            rows.append((mean(record.rmse_mean for record in records), _cells(title, records)))
+            rows.append((mean(record.rmse_mean for record in records), _cells(title, records, memory)))
     classical = [run.record for run in runs if run.recipe == CLASSICAL and run.job.nfe == nfe]
     if classical:
         best = min(classical, key=lambda record: record.rmse_mean)
         errors = [f"{value:.4f}" for value in (best.rmse_mean, best.rmse_median, best.rmse_p95)]
-        rows.append((best.rmse_mean, [f"best classical: {best.solver}", *errors, "-", "-", "-"]))
-    lines = ["| " + " | ".join(TITLES) + " |", "|---|" + "---:|" * (len(TITLES) - 1)]
+        rows.append((best.rmse_mean, [f"best classical: {best.solver}", *errors, *["-"] * (len(titles) - 4)]))
+    lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
     lines += ["| " + " | ".join(cells) + " |" for _, cells in sorted(rows, key=lambda row: row[0])]
     return [*lines, *_goal(chosen)]
 
 
-def _cells(title: str, records: Sequence[Record]) -> list[str]:
+def _cells(title: str, records: Sequence[Record], memory: bool) -> list[str]:
     means = [record.rmse_mean for record in records]
     spread = f"{min(means):.4f} to {max(means):.4f} ({len(means)})" if len(means) > 1 else "-"
     errors = [mean(values) for values in zip(*((r.rmse_mean, r.rmse_median, r.rmse_p95) for r in records), strict=True)]
     spent = mean(record.forward_evaluations + record.backward_evaluations for record in records)
     seconds = mean(record.seconds or 0.0 for record in records)
-    return [title, *(f"{error:.4f}" for error in errors), spread, f"{spent:,.0f}", f"{seconds:.0f}"]
+    cells = [title, *(f"{error:.4f}" for error in errors), spread, f"{spent:,.0f}", f"{seconds:.0f}"]
+    return [*cells, f"{max(record.megabytes or 0.0 for record in records) / 1000:.1f}"] if memory else cells
 
 
 def _goal(chosen: Sequence[Any]) -> list[str]:

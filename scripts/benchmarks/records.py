@@ -39,7 +39,8 @@ class Record:
         forward_evaluations: Images that the fits evaluated forward, on training and on validation samples.
         backward_evaluations: What their backward passes and directional derivatives cost, in forward evaluations.
         seconds: Wall time of the fits.
-        megabytes: Largest resident memory of the process up to the end of the fits, in 10^6 bytes.
+        megabytes: Largest resident memory of the process up to the end of the fits, on a GPU the largest memory of
+            tensors, in 10^6 bytes.
         fits: Names of the fits that ran.
         history: (fit, held-out RMSE, evaluations, seconds) of every state that a fit kept; not part of the CSV file.
     """

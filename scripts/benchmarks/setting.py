@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from torch.utils import _pytree as pytree
 
 from solverdistill.configuration import Run, make_student, make_trainer
 from solverdistill.denoiser import Counted, Teacher
@@ -15,6 +16,7 @@ from solverdistill.fits.greedy import GreedyFit
 from solverdistill.fits.report import BACKWARD_COST
 from solverdistill.grids import Grid
 from solverdistill.module import FitSettings
+from solverdistill.progress import TargetProgress
 from solverdistill.run import fit_all
 from solverdistill.stages import AnyFit, Standing
 from solverdistill.students import Student
@@ -24,7 +26,7 @@ from solverdistill.trajectories import seeded_noise
 from .records import CLASSICAL
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-QUIET = ("trainer=cpu", "trainer.enable_progress_bar=false", "logger=csv", "evaluation=off", "run_name=benchmark")
+QUIET = ("trainer.enable_progress_bar=false", "logger=csv", "evaluation=off", "run_name=benchmark")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Job:
         test_samples: Held-out samples to compare on.
         seed: Seed of the student.
         overrides: Further overrides of the configuration.
+        device: "cpu" or "cuda", where the network runs.
     """
 
     solver: str
@@ -48,6 +51,7 @@ class Job:
     test_samples: int
     seed: int = 0
     overrides: list[str] = field(default_factory=list)
+    device: str = "cpu"
 
     @property
     def settings(self) -> str:
@@ -61,15 +65,19 @@ class Setting:
     """A run of a job's configuration, built but not begun."""
 
     run: Run
+    device: torch.device
 
     @classmethod
     def of(cls, job: Job, output: str = ".") -> Setting:
         """Compose the configuration of a job and load its teacher."""
         solver = [] if job.solver == CLASSICAL else [f"solver={job.solver}"]
         own = [f"model={job.model}", f"seed={job.seed}", f"targets.test_samples={job.test_samples}"]
+        own.append("trainer=cpu" if job.device == "cpu" else "trainer=default")
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             config = compose("train", overrides=[*QUIET, f"output_dir={output}", *solver, *own, *job.overrides])
-        return cls(Run.of(config))
+        setting = cls(Run.of(config), torch.device(job.device))
+        setting.denoiser.to(setting.device)
+        return setting
 
     @property
     def teacher(self) -> Teacher:
@@ -100,7 +108,7 @@ class Setting:
         """
         fits = {name: with_budget(fit, evaluations, student.family.nfe) for name, fit in self.run.fits.items()}
         run = replace(self.run, student=student, fits=fits)
-        data = run.data(student, torch.device("cpu"), None)
+        data = run.data(student, self.device, None)
         for split in ("train", "validation"):
             data.split(split)  # from the cache, outside of what is measured
         return fit_all(run, Standing(student), data, make_trainer(run), None)
@@ -120,14 +128,19 @@ class Setting:
 
     def test(self) -> Targets:
         """End points of the test samples."""
-        return make_targets(self.targets, "test", self.teacher, self.denoiser)
+        return self.make("test")
+
+    def make(self, split: str, progress: TargetProgress | None = None) -> Targets:
+        """A split of the targets, from the cache where they lie there."""
+        return make_targets(self.targets, split, self.teacher, self.denoiser, device=self.device, progress=progress)
 
     def reference_cost(self, rule: Grid | None) -> int:
         """Images evaluated for one reference trajectory, as measured on one sample."""
         before = self.denoiser.images
         noise, cond = seeded_noise([0], self.teacher, self.targets.seed)
+        cond = None if cond is None else pytree.tree_map(lambda leaf: leaf.to(self.device), cond)
         with torch.no_grad():
-            self.targets.reference.solve(self.teacher, self.denoiser, noise, cond, rule)
+            self.targets.reference.solve(self.teacher, self.denoiser, noise.to(self.device), cond, rule)
         return self.denoiser.images - before
 
 

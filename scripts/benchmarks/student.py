@@ -33,11 +33,13 @@ def measure_student(job: Job) -> Record:
     """Fit a student with the budget of evaluations, and measure it before and after."""
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting.of(job, folder)
+        if setting.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(setting.device)
         seed_everything(job.seed, verbose=False)
         student = setting.student(job.nfe)
         initial = student.family.init(job.seed)
         standing = setting.fit(student, job.evaluations)
-    megabytes = peak_megabytes()
+    megabytes = peak_megabytes(setting.device)
     family, reports = standing.student.family, standing.reports[1:]
     best = family.init(job.seed) if standing.params is None else standing.params
     programs = {"initial": student.family.program(initial), "final": family.program(best)}
@@ -84,16 +86,22 @@ def _errors(job: Job, kind: str, solver: str, row: Row) -> dict[str, Any]:
     return {"settings": job.settings, "kind": kind, "solver": solver, **{name: getattr(row, name) for name in names}}
 
 
-def peak_megabytes() -> float:
-    """Largest resident memory of this process so far, in 10^6 bytes."""
+def peak_megabytes(device: torch.device) -> float:
+    """Largest resident memory of this process so far, or on a GPU that of its tensors, in 10^6 bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6  # kibibytes everywhere but on macOS
 
 
+def measure(job: Job) -> list[Record]:
+    """Do a job in this process."""
+    warnings.filterwarnings("ignore", module="lightning")
+    return measure_classical(job) if job.solver == CLASSICAL else [measure_student(job)]
+
+
 def run(text: str, result: Path) -> None:
     """Do the job that `text` describes in JSON, and write its records."""
-    job = Job(**json.loads(text))
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="lightning")
-    records = measure_classical(job) if job.solver == CLASSICAL else [measure_student(job)]
+    records = measure(Job(**json.loads(text)))
     result.write_text(json.dumps([asdict(record) for record in records]), encoding="utf-8")

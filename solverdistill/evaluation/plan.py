@@ -17,6 +17,8 @@ class EvaluationPlan:
         solvers: Solver files.
         baselines: Classical families, each on the grids it is usually given.
         nfe: Costs of the classical solvers; None takes every nfe and every depth of the solver files.
+        baseline_shifts: Where the classical solvers begin: how much larger log(alpha / sigma) is than at the top of the
+            noise range. Each solver is measured from each.
         samples: Held-out samples.
         batch_size: Samples per network call and stage.
         guidance: Guidance scale, or a mapping as `guidance.GuidanceRule` takes it; None takes that of the solver files,
@@ -36,6 +38,7 @@ class EvaluationPlan:
     solvers: list[str] = field(default_factory=list)
     baselines: list[str] = field(default_factory=list)
     nfe: list[int] | None = None
+    baseline_shifts: list[float] = field(default_factory=lambda: [0.0])
     samples: int = 2048
     batch_size: int = 128
     guidance: Any = None

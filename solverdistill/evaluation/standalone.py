@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,8 @@ def evaluate(
     students, warnings = _students(files, teacher)
     budgets = plan.nfe or sorted({cost for c in students for cost in (c.nfe, c.depth) if cost > 0})
     classical: list[Candidate] = []
-    for nfe in dict.fromkeys(budgets):
-        found = classical_candidates(teacher.path, teacher.noise_range, nfe, names=plan.baselines)
+    for nfe, shift in product(dict.fromkeys(budgets), dict.fromkeys(plan.baseline_shifts)):
+        found = classical_candidates(teacher.path, teacher.noise_range, nfe, names=plan.baselines, shift=shift)
         classical += found.candidates
         warnings += [f"left out: {sentence}" for sentence in found.omitted]
     lpips = None if plan.lpips is None else LPIPS(plan.lpips)

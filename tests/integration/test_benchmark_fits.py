@@ -15,7 +15,7 @@ from scripts.benchmark import parse
 from scripts.benchmarks import fits
 from scripts.benchmarks.fits import FitRun, write_runs
 from scripts.benchmarks.fits_figure import draw
-from scripts.benchmarks.fits_report import TITLES, curve, first_below, report
+from scripts.benchmarks.fits_report import MEMORY, TITLES, curve, first_below, report
 from scripts.benchmarks.recipes import LONG, RECIPES, recipes_of
 from scripts.benchmarks.records import CLASSICAL, Record
 from scripts.benchmarks.setting import Job, Setting, with_budget
@@ -54,7 +54,15 @@ def classical(record: Record) -> FitRun:
 
 
 def page_of(*runs: FitRun) -> str:
-    settings = {"model": "mixture", "evaluations": 64, "test_samples": 8, "seeds": 2, "jobs": 1, "solvers": ["gas"]}
+    settings = {
+        "model": "mixture",
+        "evaluations": 64,
+        "test_samples": 8,
+        "seeds": 2,
+        "jobs": 1,
+        "solvers": ["gas"],
+        "device": "cpu",
+    }
     return report(runs, argparse.Namespace(**settings, out=Path("fits.md")))
 
 
@@ -82,6 +90,25 @@ def test_two_fits_are_compared_and_done_ones_are_not_repeated(
     assert "0 of 3 to do" in capfd.readouterr().out
     assert FitRun.read(tmp_path / "fits.json") == runs
     assert (tmp_path / "fits.md").read_text(encoding="utf-8").split("- Command")[0] == page.split("- Command")[0]
+
+
+def test_on_another_device_all_runs_share_this_process_and_memory_is_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fits, "run_job", lambda job: pytest.fail("a process of its own"))
+    asked = ["--solvers", "gas", "--seeds", "1", "--recipes", "least_squares", "--device", "cpu:0"]
+    fits.run(arguments_of(tmp_path, *asked))
+    assert "failed" not in capfd.readouterr().out
+    student = next(run for run in FitRun.read(tmp_path / "fits.json") if run.recipe == "least_squares")
+    assert student.job.device == "cpu:0" and student.record.fits == "race+least_squares"
+    page = (tmp_path / "fits.md").read_text(encoding="utf-8")
+    assert f"| seconds | {MEMORY} |" in page and "processes at a time" not in page
+    rows = [line for line in page.split("\n") if line.startswith(("| race, least squares", "| best classical"))]
+    assert [row.count("|") for row in rows] == [len(TITLES) + 2] * 2 and all("0.0 |" not in row[-8:] for row in rows)
+
+    monkeypatch.setattr(fits, "measure", lambda job: 1 / 0)
+    fits.run(arguments_of(tmp_path, *asked, "--fresh"))
+    assert "least_squares gas nfe 4 failed:\nZeroDivisionError: division by zero" in capfd.readouterr().out
 
 
 def test_what_failed_is_told_and_repeated_by_the_next_run(

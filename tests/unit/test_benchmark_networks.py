@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from scripts.benchmarks import emnist_flow, mnist_ddpm
+from scripts.benchmarks import cifar_size, emnist_flow, mnist_ddpm
+from solverdistill.teachers.cards import card
+from solverdistill.teachers.nvlabs import edm_checkpoint, load_network
+from tests.unit.test_mnist_classifier import bars, write
 
 
 def randomised(network: nn.Module) -> nn.Module:
@@ -58,3 +62,52 @@ def test_files_load_into_the_networks(tmp_path: Path) -> None:
         mnist_ddpm.load(str(tmp_path / "none.pth"))
     with pytest.raises(ValueError, match="are not those of LatentFlow"):
         emnist_flow.load(str(tmp_path / "ddpm.pth"))
+
+
+def test_digits_are_coloured_in_a_frame_of_the_background() -> None:
+    digits = torch.full((5, 1, 28, 28), -1.0)
+    digits[..., 10:18, 10:18] = 1.0
+    images = cifar_size.coloured(digits)
+    assert images.shape == (5, 3, 32, 32) and bool((images.abs() <= 1).all())
+    for image in images:
+        ground, ink = image[:, 0, 0], image[:, 16, 16]
+        assert not torch.equal(ground, ink)
+        assert bool((image[:, 12:20, 12:20] - ink[:, None, None]).abs().max() < 1e-6)
+        assert bool((image[:, :12] == ground[:, None, None]).all())
+    assert len({float(image[0, 0, 0]) for image in images}) == 5
+
+
+def test_a_network_of_cifar_size_is_trained_and_loads_as_a_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = card("edm_cifar")
+    small = {**facts.config["arguments"], "model_channels": 8, "num_blocks": 1, "dropout": 0.0}
+    facts = replace(facts, config={**facts.config, "arguments": small})
+    monkeypatch.setattr(cifar_size, "card", lambda name: facts)
+    monkeypatch.setattr(cifar_size, "LEARNING_RATE", 5e-3)
+    monkeypatch.setattr("solverdistill.teachers.nvlabs.card", lambda name: facts)
+    images, _ = write(tmp_path, *bars(40))
+    said = list[str]()
+    for steps in (1, 60):
+        out = tmp_path / f"{steps}.safetensors"
+        command = [
+            "cifar_size",
+            str(images),
+            "--steps",
+            str(steps),
+            "--batch",
+            "8",
+            "--device",
+            "cpu",
+            "--out",
+            str(out),
+        ]
+        monkeypatch.setattr("sys.argv", command)
+        cifar_size.main()
+        said.append(capsys.readouterr().out.strip().split("\n")[-1])
+    losses = [float(text.split("loss ")[1].split(" ")[0]) for text in said]
+    assert said[1].startswith(f"{out} is written; 60 steps of 8 images") and losses[1] < 0.8 * losses[0]
+    assert all(bool(value.isfinite().all()) for value in load_network(facts, out).state_dict().values())
+    teacher = edm_checkpoint("edm_cifar", out)
+    noise = torch.randn(2, 3, 32, 32)
+    assert teacher(80 * noise, torch.ones(2), torch.full((2,), 80.0)).shape == noise.shape

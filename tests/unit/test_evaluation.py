@@ -18,6 +18,7 @@ from solverdistill import Grid, families
 from solverdistill.denoiser import Counted
 from solverdistill.evaluation import Candidate, Row, classical_candidates, compare, figures, report
 from solverdistill.evaluation.candidates import CLASSICAL
+from solverdistill.evaluation.lower_starts import SHIFTS, best_from_lower
 from solverdistill.evaluation.metrics import FrechetDistance, frechet_distance
 from solverdistill.evaluation.paired import PairedErrors, paired_errors
 from solverdistill.noise import EDM, VP, Flow
@@ -185,6 +186,39 @@ def test_solvers_without_a_grid_are_named() -> None:
     assert len(found.candidates) + len(found.omitted) == 22
     assert any(note.startswith("DPM++(2M) logsnr at 7: ") and "finite log-SNR" in note for note in found.omitted)
     assert {baseline.name for baseline in CLASSICAL} <= set(families.ROSTER)
+
+
+@pytest.mark.parametrize(
+    ("path", "noise_range"), [(EDM(), (80.0, 0.002)), (VP(), (1.0, 1e-3)), (Flow(), (1.0, 0.01))], ids=str
+)
+def test_candidates_from_lower_begin_there_and_say_so(path: Any, noise_range: Any) -> None:
+    whole = classical_candidates(path, noise_range, nfe=4).candidates
+    lower = classical_candidates(path, noise_range, nfe=4, shift=2.0).candidates
+    top = math.exp(min(float(-path.half_log_snr(noise_range[0])), math.log(80.0)) - 2)
+    assert len(lower) >= len(whole) and all(c.label.endswith(f" from {top:.3g}") for c in lower)
+    assert {c.label for c in whole} <= {c.label.split(" from ")[0] for c in lower}
+    for candidate in lower:
+        if "AFS" not in candidate.label:
+            told = candidate.program.sigma[0] / candidate.program.alpha[0]
+            assert float(told) == pytest.approx(top, rel=1e-9), candidate.label
+    with pytest.raises(ValueError, match="a grid goes down from start to end"):
+        classical_candidates(path, noise_range, nfe=4, shift=40.0)
+
+
+def test_the_best_from_lower_are_found_on_the_first_samples() -> None:
+    teacher, noise = toy_mixture(), draw(24, 6)
+    *_, reference = families.build("heun", Grid(steps=60)).solve(teacher, noise)
+    counted = Counted(teacher)
+    best = best_from_lower(EDM(), (80.0, 0.002), counted, noise, None, reference, 4, 3)
+    assert [c.nfe for c in best] == [4] * 3 + [3] * 3 and counted.images == 5 * 22 * 16 * (4 + 3)
+    few = (teacher, noise[:16], None, reference[:16], 16)
+    errors = [row.rmse_mean for row in compare(best, *few)]
+    assert errors[:3] == sorted(errors[:3]) and errors[3:6] == sorted(errors[3:6])
+    others = [c for s in SHIFTS for c in classical_candidates(EDM(), (80.0, 0.002), 4, shift=s).candidates]
+    assert errors[0] == min(row.rmse_mean for row in compare(others, *few)[:-1])
+    whole = compare(classical_candidates(EDM(), (80.0, 0.002), 4).candidates, *few)[:-1]
+    assert errors[0] < 0.8 * min(row.rmse_mean for row in whole)
+    assert best_from_lower(EDM(), (80.0, 40.0), teacher, noise, None, reference, 4) == []
 
 
 # --- compare ---------------------------------------------------------------------------------------------------------
