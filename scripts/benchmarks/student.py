@@ -7,6 +7,7 @@ on test samples.
 from __future__ import annotations
 
 import json
+import logging
 import resource
 import sys
 import tempfile
@@ -97,6 +98,7 @@ def peak_megabytes(device: torch.device) -> float:
 def measure(job: Job) -> list[Record]:
     """Do a job in this process."""
     warnings.filterwarnings("ignore", module="lightning")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices and tips
     return measure_classical(job) if job.solver == CLASSICAL else [measure_student(job)]
 
 
