@@ -29,6 +29,7 @@ from solverdistill.module import FitSettings, OptimizerFactory, SolverDistillati
 from solverdistill.module_adversarial import AdversarialDistillation, AdversarialFit
 from solverdistill.module_published_epd import PublishedEPDDistillation
 from solverdistill.module_relaxed import RelaxedDistillation, RelaxedFit
+from solverdistill.noise import make_path
 from solverdistill.progress import progress_bar
 from solverdistill.recording import last_checkpoint, make_loggers
 from solverdistill.stages import AnyFit, check_fits, needs_trajectories
@@ -110,21 +111,25 @@ def make_student(solver: DictConfig, teacher: Teacher) -> Student:
     """Build the family of a solver config at exactly its nfe, on the teacher's path.
 
     `solver.grid` is a rule, whose ends are the teacher's noise range unless stated, or a list of noise levels (on the
-    command line `~solver.grid '+solver.grid=[80.0,1.5,0.002]'`: hydra puts no list in the place of a rule).
+    command line `~solver.grid '+solver.grid=[80.0,1.5,0.002]'`: hydra puts no list in the place of a rule), all in the
+    unit of `solver.path` where the student has a path of its own.
     """
     options: dict[str, Any] = plain(solver)
     name, nfe, grid, path = (options.pop(key, None) for key in ("name", "nfe", "grid", "path"))
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise TypeError(f"solver.nfe must be an integer of at least 1, not {nfe!r}")
-    path = teacher.path if path is None else path
+    path = teacher.path if path is None else make_path(path)
     if isinstance(grid, list):
         for level in grid:
             if isinstance(level, bool) or not isinstance(level, (int, float)):
                 raise TypeError(f"solver.grid must be a rule or a list of noise levels, which {level!r} is not")
         return check_pure_noise(Student.build(name, nfe, grid, path, options), teacher)
-    start, end = teacher.noise_range
+    stated = dict(grid or {})
+    if not {"start", "end"} <= set(stated):
+        start, end = teacher.noise_range_on(path)
+        stated = {"start": start, "end": end, **stated}
     try:
-        rule = Grid(**{"start": start, "end": end, **(grid or {})})
+        rule = Grid(**stated)
     except TypeError as error:
         raise ValueError(f"solver.grid cannot be used: {error}") from None
     return check_pure_noise(Student.build(name, nfe, rule, path, options), teacher)

@@ -59,6 +59,23 @@ class Teacher(nn.Module):
         self.name, self.shape, self.path = name, tuple(shape), path or EDM()
         self.noise_range, self.prediction, self.num_classes = noise_range, prediction, num_classes
 
+    def noise_range_on(self, path: Path) -> tuple[float, float]:
+        """The noise range in the unit of another path, by its signal-to-noise ratios.
+
+        Raises:
+            ValueError: the path has no level at one of its ends.
+        """
+        if path == self.path:
+            return self.noise_range
+        start, end = (float(path.from_half_log_snr(self.path.half_log_snr(level))) for level in self.noise_range)
+        if not 0 <= end < start < float("inf"):
+            raise ValueError(
+                f"{self.name} is sampled from {self.noise_range[0]:g} to {self.noise_range[1]:g} on the "
+                f"{self.path.name} path, which the {path.name} path has no levels for; state solver.grid.start and "
+                "solver.grid.end in its own unit"
+            )
+        return start, end
+
     def freeze(self) -> Teacher:
         """Evaluation mode, no parameter gradients."""
         return self.eval().requires_grad_(False)

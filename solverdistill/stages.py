@@ -110,7 +110,9 @@ def run_direct(
     train, held_out = (on_device(data.split(name).batch, data.device) for name in ("train", "validation"))
     if isinstance(fit, RaceFit):
         few = _trajectories(data, RACE_TRAJECTORIES)
-        winner, params, report = run_race(student, denoiser, held_out, data.teacher.noise_range, few, fit, seed)
+        rule = student.rule
+        ends = (rule.start, rule.end) if rule is not None else data.teacher.noise_range_on(family.path)
+        winner, params, report = run_race(student, denoiser, held_out, ends, few, fit, seed)
         return standing.after(report, params, winner)
     start = standing.params
     if isinstance(fit, GaussNewtonFit):

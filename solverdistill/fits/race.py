@@ -101,7 +101,7 @@ def run_race(
         student: As configured.
         denoiser: The teacher, possibly guided, on the device of the samples.
         held_out: Samples to race on; the same in all processes, which share the work.
-        noise_range: The teacher's.
+        noise_range: Ends of the grids of a student whose levels were listed, in the unit of its path.
         train: Some training samples with their trajectories, for searched grids, least squares and point search; None
             leaves these out.
         settings: Sizes of the rounds.

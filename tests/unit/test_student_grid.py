@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from solverdistill.configuration import make_student
 from solverdistill.grids import Grid
-from solverdistill.teachers.mixture import toy_mixture
+from solverdistill.noise import Flow
+from solverdistill.teachers.mixture import Mixture, toy_mixture
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LEVELS = [80.0, 9.5, 1.25, 0.002]
@@ -57,3 +58,22 @@ def test_a_list_that_does_not_fit_is_told_what_would() -> None:
 def test_a_list_of_anything_else_is_refused(levels: str, error: type[Exception], sentence: Any) -> None:
     with pytest.raises(error, match=sentence):
         make_student(solver("solver=dss", "solver.nfe=3", "~solver.grid", f"+solver.grid={levels}"), toy_mixture())
+
+
+def test_a_student_on_another_path_covers_the_same_noise_levels() -> None:
+    teacher = toy_mixture()
+    student = make_student(solver("solver=gas", "solver.nfe=4", "solver.path=vp"), teacher)
+    path, rule = student.family.path, student.rule
+    assert path.name == "vp" and rule is not None
+    ratios = [float(path.sigma(level) / path.alpha(level)) for level in (rule.start, rule.end)]
+    assert ratios == pytest.approx(list(teacher.noise_range), rel=1e-6)
+    stated = make_student(solver("solver=gas", "solver.nfe=4", "solver.path=vp", "+solver.grid.start=0.9"), teacher)
+    assert stated.rule is not None and (stated.rule.start, stated.rule.end) == (0.9, rule.end)
+
+
+def test_ends_that_a_path_does_not_have_must_be_stated() -> None:
+    flow = Mixture([[1.0]], [1.0], [0.5], path=Flow(), noise_range=(1.0, 0.0))
+    with pytest.raises(ValueError, match="from 1 to 0 on the flow path, which the edm path has no levels for; state"):
+        make_student(solver("solver=dss", "solver.nfe=3", "solver.path=edm"), flow)
+    grid = ("+solver.grid.start=80.0", "+solver.grid.end=0.002")
+    assert make_student(solver("solver=dss", "solver.nfe=3", "solver.path=edm", *grid), flow).family.path.name == "edm"
