@@ -84,20 +84,21 @@ def save(path: Path, module: nn.Module, config: dict[str, Any]) -> None:
     console.print(f"wrote {path} ({path.stat().st_size / 1000:.0f} kB)")
 
 
-def edm_loss(denoiser: Preconditioned, images: Tensor, one_hot: Tensor, p_mean: float, p_std: float) -> Tensor:
+def edm_loss(denoiser: Preconditioned, images: Tensor, one_hot: Tensor | None, p_mean: float, p_std: float) -> Tensor:
     """Denoising error weighted so that F has a unit target at every noise level (Karras et al. 2022, Eq. 8).
 
     Args:
         denoiser: Denoiser in training mode.
-        images: Clean images. Shape: (batch, 1, 8, 8).
-        one_hot: Classes. Shape: (batch, 10).
+        images: Clean images. Shape: (batch, channels, height, width).
+        one_hot: Classes; None for an unconditional denoiser. Shape: (batch, classes).
         p_mean: Mean of log sigma.
         p_std: Standard deviation of log sigma.
     Returns:
         Mean loss. Shape: ().
     """
     # Stratified normal draws: the same distribution for each image, less variance per batch.
-    quantile = (torch.randperm(len(images)) + torch.rand(len(images))) / len(images)
+    count, device = len(images), images.device
+    quantile = (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count
     sigma = (p_mean + p_std * torch.special.ndtri(quantile.clamp(1e-5, 1 - 1e-5))).exp()
     noise = sigma[:, None, None, None] * torch.randn_like(images)
     weight = 1 / sigma**2 + 1 / denoiser.sigma_data**2

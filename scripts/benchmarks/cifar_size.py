@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scripts.train_teacher import schedule, set_lr
+from scripts.train_teacher import edm_loss, schedule, set_lr
 from solverdistill.evaluation.images import open_images
 from solverdistill.launch import pick_device
 from solverdistill.networks import Preconditioned
@@ -44,15 +44,6 @@ def coloured(digits: Tensor) -> Tensor:
     return colours[0] + ink * (colours[1] - colours[0])
 
 
-def edm_loss(denoiser: Preconditioned, images: Tensor) -> Tensor:
-    """Weighted denoising error (Karras et al. 2022, Eq. 8), in bfloat16 on a GPU. Shape: ()."""
-    sigma = (P_MEAN + P_STD * torch.randn(len(images), device=images.device)).exp()
-    noisy = images + sigma[:, None, None, None] * torch.randn_like(images)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-        error = (denoiser(noisy, sigma).float() - images).square().mean(dim=(1, 2, 3))
-    return ((1 / sigma**2 + 1 / denoiser.sigma_data**2) * error).mean()
-
-
 def train(
     network: Preconditioned, digits: Tensor, steps: int, minutes: float | None, batch: int
 ) -> tuple[Preconditioned, float, int]:
@@ -73,7 +64,9 @@ def train(
     losses = list[Tensor]()
     for progress in schedule(steps, minutes, "network"):
         set_lr(optimizer, LEARNING_RATE, progress)
-        loss = edm_loss(network, coloured(digits[torch.randint(len(digits), (batch,), device=digits.device)]))
+        images = coloured(digits[torch.randint(len(digits), (batch,), device=digits.device)])
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+            loss = edm_loss(network, images, None, P_MEAN, P_STD)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

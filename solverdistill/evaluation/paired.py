@@ -127,8 +127,8 @@ def _ssim(samples: Tensor, reference: Tensor) -> Tensor | None:
         return None
     # A mean over channels and pixels: each channel as an image of its own, in single precision. On a CPU that convolves
     # twenty times faster than all channels at once in double precision, and differs by less than 1e-6.
-    channels = (x.float().flatten(0, 1)[:, None] for x in (samples, reference))
-    value = structural_similarity_index_measure(*channels, data_range=DATA_RANGE, reduction="none")
+    first, second = (x.float().flatten(0, 1)[:, None] for x in (samples, reference))
+    value = structural_similarity_index_measure(first, second, data_range=DATA_RANGE, reduction="none")
     assert isinstance(value, Tensor)
     return value.double().reshape(samples.shape[:2]).mean(1).cpu()
 
