@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ IN_FIGURE = (
     "UniPC-3 quadratic",
     "DEIS-tAB3",
 )
+FROM_LOWER = "best begun lower"
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ def compare_at_the_end(
     student = Candidate.of(label, program)
     noise, cond, end = targets.batch.noise, targets.batch.cond, targets.batch.end
     solvers, costs = (teacher.path, teacher.noise_range), (student.nfe, student.depth)
-    classical = classical_candidates(*solvers, *costs).candidates
-    classical += best_from_lower(*solvers, denoiser, noise, cond, end, *costs)
+    lower = best_from_lower(*solvers, denoiser, noise, cond, end, *costs)
+    classical = [*classical_candidates(*solvers, *costs).candidates, *lower]
     extractor = features.for_teacher(teacher)
     rows = compare(
         [student, *classical],
@@ -97,9 +99,8 @@ def compare_at_the_end(
     report.write_markdown(output / "metrics.md", rows, name, title=f"{label} for {teacher.name}")
     folder = output / "figures"
     folder.mkdir(exist_ok=True)
-    figures.error_against_nfe(
-        folder / "error_against_nfe.png", _curves(settings, teacher, denoiser, targets), [rows[0]]
-    )
+    curves = {**_curves(settings, teacher, denoiser, targets), FROM_LOWER: _best_rows(rows, lower)}
+    figures.error_against_nfe(folder / "error_against_nfe.png", curves, [rows[0]])
     if len(teacher.shape) == 3 and teacher.shape[0] in (1, 3):
         best = min(
             (row for row in rows if row.kind == "classical" and row.nfe == student.nfe), key=_error, default=None
@@ -112,6 +113,15 @@ def compare_at_the_end(
 
 def _error(row: Row) -> float:
     return row.rmse_mean
+
+
+def _best_rows(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:
+    """The best of the candidates' rows at each nfe."""
+    names = {(candidate.label, candidate.nfe) for candidate in candidates}
+    best: dict[int | None, Row] = {}
+    for row in sorted((row for row in rows if (row.label, row.nfe) in names), key=_error):
+        best.setdefault(row.nfe, row)
+    return list(best.values())
 
 
 def _curves(settings: EvaluationSettings, teacher: Teacher, denoiser: Any, targets: Targets) -> dict[str, list[Row]]:

@@ -86,7 +86,7 @@ def table(rows: Sequence[Row], frechet_label: str = "FD", plain: bool = False) -
     result = Table(
         box=box.ASCII2 if plain else box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1)
     )
-    result.add_column("solver", justify="left", overflow="ellipsis", max_width=28, no_wrap=True)
+    result.add_column("solver", justify="left", overflow="ellipsis", max_width=31, no_wrap=True)
     for column in columns:
         result.add_column(Text(column.title), justify="right")  # as text: "[s]" would be markup
     for name, group in grouped(rows):
