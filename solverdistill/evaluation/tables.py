@@ -130,7 +130,7 @@ def terminal_table(rows: Sequence[Row], names: Mapping[str, str], plain: bool = 
     measures = {columns[i].measure for i in shown}
     caption += "".join(f"; {short} is {name}" for short, name in names.items() if short in measures and short != name)
     table = Table(box=box.ASCII2 if plain else box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1))
-    table.add_column("solver", justify="left", overflow="ellipsis", max_width=31, no_wrap=True)
+    table.add_column("solver", justify="left", min_width=20, max_width=31)  # long names break, numbers do not
     for i in shown:
         title = titles([columns[i]], {})[0].replace("precision", "prec").removesuffix(" mean")
         table.add_column(Text(title.replace("KD x 1000", "KD x1e3")), justify="right", no_wrap=True)
