@@ -86,7 +86,7 @@ def fit_all(run: Run, standing: Standing, data: TargetData, trainer: Trainer, ch
                 standing = run_direct(fit, standing, run.denoiser, data, run.config.seed, progress)
         if standing is before:
             continue
-        data = data.for_student(standing.student.family, standing.student.rule)
+        data = data.for_student(standing.student.family)
         if trainer.is_global_zero:
             console().print(standing.reports[-1].summary())
             if not isinstance(fit, FitSettings):

@@ -110,8 +110,7 @@ def run_direct(
     train, held_out = (on_device(data.split(name).batch, data.device) for name in ("train", "validation"))
     if isinstance(fit, RaceFit):
         few = _trajectories(data, RACE_TRAJECTORIES)
-        rule = student.rule
-        ends = (rule.start, rule.end) if rule is not None else data.teacher.noise_range_on(family.path)
+        ends = family.grid[0], family.grid[-1]
         winner, params, report = run_race(student, denoiser, held_out, ends, few, fit, seed)
         return standing.after(report, params, winner)
     start = standing.params

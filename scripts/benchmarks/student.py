@@ -6,6 +6,7 @@ on test samples.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import resource
@@ -35,6 +36,7 @@ def measure_student(job: Job) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting.of(job, folder)
         if setting.device.type == "cuda":
+            gc.collect()  # a network that a fit before this one left in a cycle
             torch.cuda.reset_peak_memory_stats(setting.device)
         seed_everything(job.seed, verbose=False)
         student = setting.student(job.nfe)

@@ -132,7 +132,7 @@ def classical_candidates(
                 try:
                     family, afs = _at_cost(baseline, budget, grid, path)
                 except ValueError as error:
-                    omitted.append(f"{baseline.label} {title} at {budget}: {error}")
+                    omitted.append(f"{baseline.label} {title}{suffix} at {budget}: {error}")
                     continue
                 label = f"{baseline.label}{AFS_SUFFIX if afs else ''} {title}{suffix}"
                 candidates.append(Candidate.of(label, family.program(), "classical"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ def compare_at_the_end(
     student = Candidate.of(label, program)
     noise, cond, end = targets.batch.noise, targets.batch.cond, targets.batch.end
     solvers, costs = (teacher.path, teacher.noise_range), (student.nfe, student.depth)
-    lower = best_from_lower(*solvers, denoiser, noise, cond, end, *costs)
+    lower = best_from_lower(*solvers, denoiser, noise, cond, end, *costs, settings.batch_size)
     classical = [*classical_candidates(*solvers, *costs).candidates, *lower]
     extractor = features.for_teacher(teacher)
     rows = compare(
@@ -112,7 +113,7 @@ def compare_at_the_end(
 
 
 def _error(row: Row) -> float:
-    return row.rmse_mean
+    return row.rmse_mean if math.isfinite(row.rmse_mean) else math.inf
 
 
 def _best_rows(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:

@@ -6,6 +6,7 @@ the best of them. Which solver, grid and level are best is found on a few sample
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +31,7 @@ def best_from_lower(
     reference: Tensor,
     nfe: int | None = None,
     depth: int | None = None,
+    batch_size: int = SAMPLES,
 ) -> list[Candidate]:
     """The classical solvers of a cost that end nearest to the reference from lower noise levels, on the first samples.
 
@@ -42,6 +44,7 @@ def best_from_lower(
         reference: End points of the reference solver from the same noise. Shape: as noise.
         nfe: Evaluations to match.
         depth: Sequential calls to match.
+        batch_size: Images per network call and stage.
     Returns:
         At most three for each of the two numbers, the best first.
     """
@@ -51,12 +54,16 @@ def best_from_lower(
             field += classical_candidates(path, noise_range, nfe, depth, shift=shift).candidates
         except ValueError:  # nothing is left of the noise range
             break
-    few = len(noise)
-    first = pytree.tree_map(lambda leaf: leaf[:SAMPLES] if _has_rows(leaf, few) else leaf, cond)
-    rows = compare(field, denoiser, noise[:SAMPLES], first, reference[:SAMPLES], SAMPLES)
-    ranked = sorted(zip(rows, field, strict=False), key=lambda pair: pair[0].rmse_mean)
+    images = len(noise)
+    first = pytree.tree_map(lambda leaf: leaf[:SAMPLES] if _has_rows(leaf, images) else leaf, cond)
+    rows = compare(field, denoiser, noise[:SAMPLES], first, reference[:SAMPLES], min(SAMPLES, batch_size))
+    ranked = sorted(zip(rows, field, strict=False), key=lambda pair: _finite(pair[0].rmse_mean))
     costs = dict.fromkeys(candidate.nfe for candidate in field)
     return [one for cost in costs for one in [c for _, c in ranked if c.nfe == cost][:KEPT]]
+
+
+def _finite(error: float) -> float:
+    return error if math.isfinite(error) else math.inf
 
 
 def _has_rows(leaf: Any, images: int) -> bool:

@@ -18,7 +18,7 @@ class EvaluationPlan:
         baselines: Classical families, each on the grids it is usually given.
         nfe: Costs of the classical solvers; None takes every nfe and every depth of the solver files.
         baseline_shifts: Where the classical solvers begin: how much larger log(alpha / sigma) is than at the top of the
-            noise range. Each solver is measured from each.
+            noise range, or at sigma / alpha = 80 where that is above. Each solver is measured from each.
         samples: Held-out samples.
         batch_size: Samples per network call and stage.
         guidance: Guidance scale, or a mapping as `guidance.GuidanceRule` takes it; None takes that of the solver files,
@@ -53,6 +53,9 @@ class EvaluationPlan:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        shifts: Any = self.baseline_shifts
+        if not isinstance(shifts, list) or not shifts or not all(_is_shift(shift) for shift in shifts):
+            raise ValueError(f"baseline_shifts must be a list of numbers of at least 0, such as [0,1,2], not {shifts}")
         for name in ("samples", "batch_size", "subset", "neighbours"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -62,3 +65,7 @@ class EvaluationPlan:
             raise ValueError("nothing to evaluate: name solver files, solvers=[...], or baselines=[...] with nfe=[...]")
         if len(self.data_range) != 2 or not self.data_range[0] < self.data_range[1]:
             raise ValueError(f"data_range must be two ascending numbers, not {self.data_range}")
+
+
+def _is_shift(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0

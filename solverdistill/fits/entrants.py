@@ -60,7 +60,7 @@ def entrants(
     yield Entrant("configured", student, first)
     grids = dict[str, Any](grid_rules(student.family.path, student.rule, noise_range))
     if reference is not None:
-        costs, levels = jump_costs(reference), reference.path.from_clock(reference.clock).tolist()
+        costs, levels = jump_costs(reference), _levels_on(student.family.path, reference)
         for gamma in GITS_WEIGHTS:
             if student.family.steps < len(levels):
                 chosen = cheapest_path(costs, student.family.steps, gamma)
@@ -77,6 +77,12 @@ def entrants(
             if other.family not in seen:
                 seen.add(other.family)
                 yield Entrant(f"{own} on {label}" if own else label, other, other.family.init(seed))
+
+
+def _levels_on(path: Path, reference: Trajectory) -> list[float]:
+    """Noise levels of the states of a reference, in the unit of a path, by their signal-to-noise ratios."""
+    levels = reference.path.from_clock(reference.clock)
+    return (levels if path == reference.path else path.from_half_log_snr(reference.path.half_log_snr(levels))).tolist()
 
 
 def from_lower(entrant: Entrant, shifts: Iterable[float], top: float, seed: int = 0) -> Iterator[Entrant]:

@@ -52,7 +52,8 @@ class RaceFit:
             finalists get four times as many, the best two of them sixteen times. The winner runs against the configured
             start on all held-out samples.
         survivors: Starts, on different grids, that go on from lower noise levels; finalists.
-        starts: Let the family start as every solver that it can, not as the configured one alone.
+        starts: Let the family start as every solver that it can, not as the configured one alone; where least squares
+            compares the starts, the configured one stands for all.
         gits: Take part with searched grids too.
         lower_starts: Let the best begin at lower noise levels too.
         least_squares: Compare what least squares of rows, or a point search, makes of the starts, where one of them
@@ -186,7 +187,10 @@ class _Race:
             return entrant
         few = take_solved(self.train, share(torch.arange(min(max(samples, count()), len(self.train.noise)))))
         settings = LeastSquaresFit(ridge=RIDGE, batch_size=batch_size)
-        params, _ = fit_rows(family, self.denoiser, few, settings, entrant.params, meter=self.meter)
+        try:
+            params, _ = fit_rows(family, self.denoiser, few, settings, entrant.params, meter=self.meter)
+        except ValueError:  # its grid has a level at which the reference has no state
+            return entrant
         return entrant._replace(params=params, label=f"{entrant.label} + least squares")
 
 

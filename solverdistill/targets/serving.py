@@ -113,12 +113,15 @@ class TargetData(LightningDataModule):
         self.seed = seed
         self._splits: dict[str, Targets] = {}
 
-    def for_student(self, family: Family, rule: Grid | None) -> TargetData:
-        """The same targets for another student; what does not depend on the student is not made again."""
+    def for_student(self, family: Family) -> TargetData:
+        """The same targets for another student; what does not depend on the student is not made again.
+
+        A nested reference stays that of the grid that was configured: one that begins at a lower noise level, as a race
+        may choose, would end elsewhere.
+        """
         other = copy(self)
-        other.family, other.rule = family, rule
-        nested = self.settings.reference.nested is not None
-        if nested or not (self.dense or (self.family.learns_levels and family.learns_levels)):
+        other.family = family
+        if not (self.dense or (self.family.learns_levels and family.learns_levels)):
             other._splits = {}
         return other
 

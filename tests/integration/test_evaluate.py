@@ -176,6 +176,8 @@ def test_mistakes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     a, b = save(tmp_path / "a"), save(tmp_path / "b", guidance=2.0)
     for options, message in (
         ({"solvers": [a, b]}, r"fitted at guidance \[1.0, 2.0\]; set guidance"),
+        ({"solvers": [a], "baseline_shifts": [-1]}, "baseline_shifts must be a list of numbers of at least 0, such as"),
+        ({"solvers": [a], "baseline_shifts": []}, r"such as \[0,1,2\], not \[\]"),
         ({"solvers": [a], "baselines": ["epd"]}, "baseline 'epd' is no classical solver; known: euler"),
         ({"solvers": [], "nfe": None}, "nothing to evaluate"),
         ({"solvers": [a], "real": "auto"}, "tiles brings no real images"),

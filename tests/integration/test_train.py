@@ -195,6 +195,42 @@ def test_fits_begin_where_the_one_before_ended(tmp_path: Path) -> None:
     assert result["rmse"] == pytest.approx(ends["gradient"][-1], rel=1e-5) and result["rmse"] < 0.8 * ends["race"][0]
 
 
+def test_a_race_that_begins_lower_leaves_a_nested_reference_where_it_was(tmp_path: Path) -> None:
+    """Its end points are the teacher's, so what comes after the race goes on from the error that the race found."""
+    sizes = ["targets.train_samples=64", "targets.validation_samples=32", "targets.test_samples=8"]
+    tiny = [*TINY[:2], *sizes, *TINY[5:]]
+    fit = [
+        "fit=[race,gauss_newton]",
+        "fit.race.first=16",
+        "fit.gauss_newton.iterations=3",
+        "fit.gauss_newton.samples=32",
+    ]
+    own = ["model=mixture", "solver=corrected", "solver.nfe=4", "targets.reference.nested=9"]
+    errors = {}
+    for name, reference in (("nested", own), ("fine", own[:-1])):
+        result = train(composed(tmp_path / name, *reference, fit=fit, tiny=tiny))
+        solver = read_solver(tmp_path / name / "solver.json")
+        assert solver.family["grid"][0] < 40
+        noise, _ = seeded_noise(range(64), toy_mixture(), seed=7)
+        exact = Reference(steps=60).solve(toy_mixture(), toy_mixture(), noise).end()
+        errors[name] = float(rmse(sample(solver.program, toy_mixture(), noise), exact).mean())
+        assert result["rmse"] == pytest.approx(errors[name], rel=0.5)
+    assert errors["nested"] < 1.3 * errors["fine"]
+
+
+def test_students_with_levels_or_a_path_of_their_own_race(tmp_path: Path) -> None:
+    fit = ["fit=[race,gauss_newton]", "fit.gauss_newton.iterations=1"]
+    for name, own in (
+        ("listed", ["~solver.grid", "+solver.grid=[70.0,9.0,1.5,0.3,0.01]"]),
+        ("path", ["solver.path=vp"]),
+    ):
+        model = ["model=mixture", "solver=corrected", "solver.nfe=4"]
+        result = train(composed(tmp_path / name, *model, *own, fit=fit))
+        family = families.build(**read_solver(tmp_path / name / "solver.json").family)
+        ratio = family.path.sigma(family.grid[-1]) / family.path.alpha(family.grid[-1])
+        assert result["nfe"] == 4 and float(ratio) == pytest.approx(0.01 if name == "listed" else 0.002, rel=1e-6)
+
+
 def test_points_are_searched_and_left_out_where_there_are_none(tmp_path: Path) -> None:
     fit = ["fit=[race,point_search]", "fit.point_search.samples=8"]
     for solver, stages in (("epd", ["race", "point_search"]), ("gas", ["race"])):

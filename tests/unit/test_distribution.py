@@ -276,6 +276,15 @@ def test_ssim_is_its_formula_over_gaussian_windows() -> None:
     assert paired_errors(a[..., :5, :5], b[..., :5, :5]).ssim is None
 
 
+def test_ssim_of_what_diverged_is_a_number() -> None:
+    x = torch.rand(3, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    far = x.clone()
+    far[1] *= 1e25
+    values = paired_errors(far, x).ssim
+    assert values is not None and bool(values.isfinite().all()) and float(values[1]) < 0.01
+    torch.testing.assert_close(values[::2], torch.ones(2, dtype=torch.float64))
+
+
 def test_summaries_name_the_bad_tail() -> None:
     a, b = torch.zeros(21, 1, 8, 8), torch.linspace(0.1, 0.5, 21)[:, None, None, None].expand(-1, 1, 8, 8)
     errors = paired_errors(a, b, lambda x, y: (x - y).abs().mean((1, 2, 3)), (2 * a, 2 * b))

@@ -205,6 +205,19 @@ def test_candidates_from_lower_begin_there_and_say_so(path: Any, noise_range: An
         classical_candidates(path, noise_range, nfe=4, shift=40.0)
 
 
+def test_what_is_not_finite_is_not_among_the_best_and_batches_are_as_small_as_asked() -> None:
+    teacher, noise, batches = toy_mixture(), draw(16, 6), list[int]()
+
+    def holed(x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        batches.append(len(x))
+        hole = ((sigma / alpha > 25) & (sigma / alpha < 35))[:, None]
+        return torch.where(hole, torch.nan, teacher(x, alpha, sigma))
+
+    *_, reference = families.build("heun", Grid(steps=60)).solve(teacher, noise)
+    best = best_from_lower(EDM(), (80.0, 0.002), holed, noise, None, reference, 4, batch_size=3)
+    assert len(best) == 3 and not any("from 29.4" in candidate.label for candidate in best) and max(batches) == 3
+
+
 def test_the_best_from_lower_are_found_on_the_first_samples() -> None:
     teacher, noise = toy_mixture(), draw(24, 6)
     *_, reference = families.build("heun", Grid(steps=60)).solve(teacher, noise)

@@ -16,6 +16,7 @@ from solverdistill.families.epd import EPD
 from solverdistill.fits.entrants import entrants, from_lower
 from solverdistill.fits.race import RaceFit, run_race
 from solverdistill.grids import Grid
+from solverdistill.noise import VP
 from solverdistill.objectives import Batch
 from solverdistill.program import sample
 from solverdistill.students import Student
@@ -143,6 +144,28 @@ def test_a_flow_teacher_gets_the_shifted_grids() -> None:
     flow = Student.build("corrected", 4, Grid("flow_shift", start=1.0, end=0.01), "flow", {"base": "euler"})
     labels = [entrant.label for entrant in entrants(flow, (1.0, 0.01))]
     assert any("shift 3" in label for label in labels) and not any("time_uniform rho 3" in label for label in labels)
+
+
+def test_searched_grids_of_a_reference_on_another_path_are_those_of_its_noise_levels() -> None:
+    reference = solved(8).reference
+    assert reference is not None
+    teacher = toy_mixture()
+    ends = teacher.noise_range_on(VP())
+    other = Student.build("corrected", 4, Grid("polynomial", start=ends[0], end=ends[1]), "vp", {"base": "euler"})
+    there = {one.label: one.student.family for one in entrants(other, ends, reference, starts=False)}
+    here = {one.label: one.student.family for one in entrants(student(), RANGE, reference, starts=False)}
+    for label in ("GITS gamma 1", "GITS gamma 1.15"):
+        ratios = [float(VP().sigma(level) / VP().alpha(level)) for level in there[label].grid]
+        assert ratios == pytest.approx(list(here[label].grid), rel=1e-6)
+    winner, _, report = run_race(other, teacher, solved(32), ends, solved(32))
+    assert winner.family.path == VP() and report.rmse < 0.5 * report.history[0].rmse
+
+
+def test_a_grid_without_reference_states_races_unfitted() -> None:
+    batch = solved(32)
+    above = Student.build("corrected", 4, Grid("polynomial", start=90.0, end=0.002), "edm", {})
+    _, _, report = run_race(above, toy_mixture(), batch, RANGE, batch)
+    assert report.rmse < report.history[0].rmse and " from " in report.note
 
 
 def test_settings_are_checked() -> None:
