@@ -13,7 +13,7 @@ the configured start on all.
 
 What a fit repairs is a poor solver, not a poor grid, so the error at the start ranks the grids badly. Where rows of a
 student are linear in its params (`Family.linear_params`), entrants are therefore compared after `fits.row_fits` has
-fitted them to as many training samples; which solver they started as then no longer matters, and one start is enough.
+fitted them to as many training samples; which solver they started as then hardly matters, and one start is enough.
 Where a student has parallel points (`epd`), the finalists are those that `fits.point_search` makes of the best.
 Reference: Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016.
 """
