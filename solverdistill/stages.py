@@ -110,8 +110,7 @@ def run_direct(
     train, held_out = (on_device(data.split(name).batch, data.device) for name in ("train", "validation"))
     if isinstance(fit, RaceFit):
         few = _trajectories(data, RACE_TRAJECTORIES)
-        ends = family.grid[0], family.grid[-1]
-        winner, params, report = run_race(student, denoiser, held_out, ends, few, fit, seed)
+        winner, params, report = run_race(student, denoiser, held_out, few, fit, seed)
         return standing.after(report, params, winner)
     start = standing.params
     if isinstance(fit, GaussNewtonFit):

@@ -74,7 +74,8 @@ def train(
         losses.append(loss.detach())
         # A shorter memory early on, so that the average forgets the initialisation.
         decay = min(AVERAGE, len(losses) / (len(losses) + 10))
-        torch._foreach_lerp_(list(average.parameters()), [p.detach() for p in network.parameters()], 1 - decay)
+        for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
+            slow.lerp_(fast.detach(), 1 - decay)
     last = torch.stack(losses[-max(1, len(losses) // 10) :])
     return average, float(last.mean()), len(losses)
 

@@ -25,9 +25,8 @@ class Entrant(NamedTuple):
     params: Params
 
 
-def grid_rules(path: Path, rule: Grid | None, noise_range: tuple[float, float]) -> dict[str, Grid]:
-    """Rules that are worth a try on a path, between the ends of the configured rule."""
-    start, end = noise_range if rule is None else (rule.start, rule.end)
+def grid_rules(path: Path, start: float, end: float) -> dict[str, Grid]:
+    """Rules that are worth a try on a path, between two noise levels in its own unit."""
     base = Grid(steps=1, start=start, end=end)
     rules = {f"polynomial rho {rho:g}": replace(base, kind="polynomial", rho=rho) for rho in (4.0, 5.0, 7.0)}
     rules["uniform"] = replace(base, kind="time_uniform", rho=1.0)
@@ -42,7 +41,6 @@ def grid_rules(path: Path, rule: Grid | None, noise_range: tuple[float, float]) 
 
 def entrants(
     student: Student,
-    noise_range: tuple[float, float],
     reference: Trajectory | None = None,
     starts: bool = True,
     seed: int = 0,
@@ -50,21 +48,22 @@ def entrants(
     """Everything that the student can start as, the configured start first; what cannot be built is left out.
 
     Args:
-        student: As configured.
-        noise_range: Ends of the grids of a student whose levels were listed.
+        student: As configured; its grids lie between the ends of its rule, or of its listed levels.
         reference: Fine trajectories for searched grids; None for none.
         starts: Whether the family's other starts take part.
         seed: Seed of the initial params.
     """
     first = student.family.init(seed)
     yield Entrant("configured", student, first)
-    grids = dict[str, Any](grid_rules(student.family.path, student.rule, noise_range))
+    rule, levels = student.rule, student.family.grid
+    ends = (levels[0], levels[-1]) if rule is None else (rule.start, rule.end)
+    grids = dict[str, Any](grid_rules(student.family.path, *ends))
     if reference is not None:
-        costs, levels = jump_costs(reference), _levels_on(student.family.path, reference)
+        costs, solved = jump_costs(reference), _levels_on(student.family.path, reference)
         for gamma in GITS_WEIGHTS:
-            if student.family.steps < len(levels):
+            if student.family.steps < len(solved):
                 chosen = cheapest_path(costs, student.family.steps, gamma)
-                grids[f"GITS gamma {gamma:g}"] = [levels[i] for i in chosen]
+                grids[f"GITS gamma {gamma:g}"] = [solved[i] for i in chosen]
     seen = {student.family}
     for options in student.family.starts() if starts else ({},):
         own = " ".join(str(value) for value in options.values() if value is not None)

@@ -91,7 +91,6 @@ def run_race(
     student: Student,
     denoiser: Any,
     held_out: Batch,
-    noise_range: tuple[float, float],
     train: Batch | None = None,
     settings: RaceFit | None = None,
     seed: int = 0,
@@ -102,7 +101,6 @@ def run_race(
         student: As configured.
         denoiser: The teacher, possibly guided, on the device of the samples.
         held_out: Samples to race on; the same in all processes, which share the work.
-        noise_range: Ends of the grids of a student whose levels were listed, in the unit of its path.
         train: Some training samples with their trajectories, for searched grids, least squares and point search; None
             leaves these out.
         settings: Sizes of the rounds.
@@ -110,7 +108,7 @@ def run_race(
     Returns:
         The student, the params of its start, and the report: the errors of the configured start and of the winner.
     """
-    return _Race(student, denoiser, held_out, train, settings or RaceFit(), seed).run(noise_range)
+    return _Race(student, denoiser, held_out, train, settings or RaceFit(), seed).run()
 
 
 class _Race:
@@ -125,11 +123,12 @@ class _Race:
         self.linear = fits and bool(student.family.linear_params)
         self.points = fits and not self.linear and searchable(student.family)
 
-    def run(self, noise_range: tuple[float, float]) -> tuple[Student, Params, FitReport]:
+    def run(self) -> tuple[Student, Params, FitReport]:
+        """All rounds; see `run_race` for what comes back."""
         settings, top = self.settings, self.student.family.grid[0]
         reference = self.train.reference if self.train is not None and settings.gits else None
         starts = settings.starts and not self.linear
-        field = list(entrants(self.student, noise_range, reference, starts, self.seed))
+        field = list(entrants(self.student, reference, starts, self.seed))
         configured, begun = field[0], len(field)
         few, more = settings.first, FACTOR * settings.first
         placed = self.place(field, few)
