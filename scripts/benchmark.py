@@ -122,7 +122,7 @@ def main() -> None:
     try:
         arguments.run(arguments)
     except Exception as error:
-        from solverdistill.sentences import say_and_exit
+        from solverdistill.support.mistakes import say_and_exit
 
         say_and_exit(error)
 

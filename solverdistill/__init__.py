@@ -5,14 +5,14 @@
 """
 
 from solverdistill import families
-from solverdistill.coefficients import SolverFile, SolverFileError, load_solver, read_solver, save_solver
-from solverdistill.denoiser import Denoiser, Teacher
-from solverdistill.grids import Grid
-from solverdistill.noise import Path, make_path
-from solverdistill.program import Evaluation, SolverProgram, sample
+from solverdistill.denoisers.base import Denoiser, Teacher
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import Path, make_path
+from solverdistill.programs.playing import Evaluation, sample
+from solverdistill.programs.program import SolverProgram
+from solverdistill.programs.solver_file import SolverFile, SolverFileError, load_solver, read_solver, save_solver
 from solverdistill.teachers.mixture import mixture
-
-__version__ = "0.1.0"
+from solverdistill.version import __version__
 
 __all__ = [
     "Denoiser",
@@ -23,6 +23,7 @@ __all__ = [
     "SolverFileError",
     "SolverProgram",
     "Teacher",
+    "__version__",
     "families",
     "load_solver",
     "make_path",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from solverdistill.cli import main
+from solverdistill.commands.main import main
 
 if __name__ == "__main__":
     main()

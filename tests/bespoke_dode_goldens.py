@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from solverdistill.noise import float64
+from solverdistill.noise.levels import float64
 from solverdistill.teachers.mixture import Mixture, mixture
 
 GOLDENS = Path(__file__).parent / "goldens" / "dss_bespoke_dode"

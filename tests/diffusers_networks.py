@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solverdistill.consumers.timesteps import NetworkSchedule
-from solverdistill.denoiser import per_sample
+from solverdistill.consumers.network_schedule import NetworkSchedule
+from solverdistill.denoisers.base import per_sample
 from solverdistill.teachers.mixture import toy_mixture
 
 CONFIGS: dict[str, dict[str, Any]] = {

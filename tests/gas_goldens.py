@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from solverdistill.families.classical.unipc import UniPC
-from solverdistill.families.gas import GAS
-from solverdistill.families.ld3 import LD3
-from solverdistill.grids import Grid, grid_values
-from solverdistill.noise import EDM, VP, Discrete, float64
-from solverdistill.noise import Path as NoisePath
+from solverdistill.families.learned.gas import GAS
+from solverdistill.families.learned.ld3 import LD3
+from solverdistill.noise.grids import Grid, grid_values
+from solverdistill.noise.levels import float64
+from solverdistill.noise.paths import EDM, VP, Discrete
+from solverdistill.noise.paths import Path as NoisePath
 from solverdistill.teachers.mixture import Mixture, mixture
 
 FOLDER = Path(__file__).parent / "goldens" / "gas"

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from solverdistill.families.base import Timeline
 from solverdistill.families.classical.adams import IPNDMV
-from solverdistill.noise import Path as NoisePath
-from solverdistill.noise import float64
+from solverdistill.noise.levels import float64
+from solverdistill.noise.paths import Path as NoisePath
 from solverdistill.teachers.mixture import Mixture, mixture
 
 EPD_GOLDENS = Path(__file__).parent / "goldens" / "epd"

@@ -11,8 +11,8 @@ from typing import Any
 
 import comfy.samplers  # pyright: ignore[reportMissingImports]
 
-from solverdistill.coefficients import SolverFile, read_solver
 from solverdistill.consumers.kdiffusion import convention_of, sample_learned, sigmas_of
+from solverdistill.programs.solver_file import SolverFile, read_solver
 
 MODELS = ("from file", "eps or v", "flow")
 CONVENTIONS = {"eps or v": "edm", "flow": "flow"}

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scripts.train_teacher import edm_loss, schedule, set_lr
-from solverdistill.evaluation.images import open_images
-from solverdistill.launch import pick_device
+from solverdistill.evaluation.real_images import open_images
 from solverdistill.networks import Preconditioned
-from solverdistill.teachers.cards import card
+from solverdistill.support.processes import pick_device
+from solverdistill.teachers.checkpoints.cards import card
 from solverdistill.teachers.nvlabs import build
 
 SIDE = 32

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from solverdistill.coefficients import write_atomically
-from solverdistill.progress import TargetProgress
+from solverdistill.support.files import write_atomically
+from solverdistill.support.progress import TargetProgress
 
 from .families_figure import draw
 from .families_report import report

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from solverdistill.evaluation.figures import COLOURS, DPI, FAINT, INK, STUDENT
+from solverdistill.evaluation.reports.figures import COLOURS, DPI, FAINT, INK, STUDENT
 
 from .records import CLASSICAL, Record
 

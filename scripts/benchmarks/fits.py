@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from solverdistill.coefficients import write_atomically
+from solverdistill.support.files import write_atomically
 
 from .families import make_reference, run_job
 from .fits_figure import draw

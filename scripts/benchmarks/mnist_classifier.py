@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solverdistill.evaluation.images import open_images
+from solverdistill.evaluation.real_images import open_images
 
 IDX_LABELS = 0x00000801  # magic number: unsigned bytes in one dimension
 BATCH = 100

@@ -19,11 +19,12 @@ from rich.table import Table
 from torch import Tensor
 
 from solverdistill import Grid, families
-from solverdistill.coefficients import write_atomically
 from solverdistill.families.base import Family
 from solverdistill.networks.preconditioning import Preconditioned
 from solverdistill.networks.song_unet import SongUNet
-from solverdistill.program import SolverProgram, sample
+from solverdistill.programs.playing import sample
+from solverdistill.programs.program import SolverProgram
+from solverdistill.support.files import write_atomically
 
 from .machine import command, describe
 

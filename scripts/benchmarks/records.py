@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from solverdistill.coefficients import write_atomically
+from solverdistill.support.files import write_atomically
 
 CLASSICAL = "classical"
 TEXTS = ("settings", "kind", "solver", "fits")

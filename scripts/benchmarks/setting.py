@@ -9,19 +9,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch.utils import _pytree as pytree
 
-from solverdistill.configuration import Run, make_student, make_trainer
-from solverdistill.denoiser import Counted, Teacher
-from solverdistill.fits.gauss_newton import GaussNewtonFit
+from solverdistill.denoisers.base import Teacher
+from solverdistill.denoisers.wrappers import Counted
+from solverdistill.families.student import Student
+from solverdistill.fits.gauss_newton.fit import GaussNewtonFit
+from solverdistill.fits.gradient.module import FitSettings
 from solverdistill.fits.greedy import GreedyFit
 from solverdistill.fits.report import BACKWARD_COST
-from solverdistill.grids import Grid
-from solverdistill.module import FitSettings
-from solverdistill.progress import TargetProgress
-from solverdistill.run import fit_all
-from solverdistill.stages import AnyFit, Standing
-from solverdistill.students import Student
-from solverdistill.targets import Targets, TargetSettings, make_targets
-from solverdistill.trajectories import seeded_noise
+from solverdistill.noise.grids import Grid
+from solverdistill.references.seeding import seeded_noise
+from solverdistill.references.targets import Targets, TargetSettings, make_targets
+from solverdistill.support.progress import TargetProgress
+from solverdistill.training.configuration import Run, make_student, make_trainer
+from solverdistill.training.run import fit_all
+from solverdistill.training.stages import AnyFit, Standing
 
 from .records import CLASSICAL
 

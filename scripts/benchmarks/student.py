@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from lightning import seed_everything
 
-from solverdistill import features
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
 from solverdistill.evaluation.compare import Row, compare
 from solverdistill.evaluation.lower_starts import best_from_lower
+from solverdistill.objectives import features
 
 from .records import CLASSICAL, Record
 from .setting import Job, Setting

@@ -114,7 +114,7 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
             initial_noise: See the class.
         """
         try:
-            from solverdistill.consumers.export_diffusers import scheduler_config
+            from solverdistill.consumers.diffusers_config import scheduler_config
         except ImportError:
             raise ImportError(
                 "reading a solver.json needs the package solverdistill; from_pretrained does not"

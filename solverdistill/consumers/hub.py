@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from solverdistill.coefficients import SolverFile, read_solver, write_atomically
+from solverdistill.programs.solver_file import SolverFile, read_solver
+from solverdistill.support.files import write_atomically
 from solverdistill.zoo import resolve
 
 FILE = "solver.json"

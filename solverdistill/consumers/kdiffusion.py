@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from solverdistill.consumers.state_scales import Scale, Solver, convention_of, program_of, sigmas_of
-from solverdistill.program import Evaluation, SolverProgram, sample
+from solverdistill.programs.playing import Evaluation, sample
+from solverdistill.programs.program import SolverProgram
 
 __all__ = ["convention_of", "sample_learned", "sigmas_of"]
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 
-from solverdistill.program import SolverProgram
+from solverdistill.programs.program import SolverProgram
 
 
 def sigma_list(program: SolverProgram, flow: bool = False) -> tuple[list[float], str | None]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from solverdistill import families
-from solverdistill.coefficients import SolverFile
-from solverdistill.program import SolverProgram
+from solverdistill.programs.program import SolverProgram
+from solverdistill.programs.solver_file import SolverFile
 
 CONVENTIONS = ("edm", "flow")
 TOLERANCE = 1e-4  # relative, of sigmas that have been float32 or printed

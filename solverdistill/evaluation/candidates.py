@@ -10,9 +10,10 @@ import torch
 
 from solverdistill import families
 from solverdistill.families.base import Family
-from solverdistill.grids import Grid, lower_start
-from solverdistill.noise import Flow, Path, float64
-from solverdistill.program import SolverProgram
+from solverdistill.noise.grids import Grid, lower_start
+from solverdistill.noise.levels import float64
+from solverdistill.noise.paths import Flow, Path
+from solverdistill.programs.program import SolverProgram
 
 
 @dataclass(frozen=True)

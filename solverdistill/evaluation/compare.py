@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from solverdistill.evaluation.candidates import Candidate
-from solverdistill.evaluation.metrics import Features, FrechetDistance
-from solverdistill.evaluation.paired import PairedErrors, paired_errors
-from solverdistill.program import Denoise, sample
+from solverdistill.evaluation.metrics.frechet import Features, FrechetDistance
+from solverdistill.evaluation.metrics.paired import PairedErrors, paired_errors
+from solverdistill.programs.playing import Denoise, sample
 
 REFERENCE = "reference"
 Progress = Callable[[str, int, int], None]

@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
 from solverdistill.evaluation.compare import compare
-from solverdistill.noise import Path
-from solverdistill.program import Denoise
+from solverdistill.noise.paths import Path
+from solverdistill.programs.playing import Denoise
 
 SHIFTS = (1.0, 1.5, 2.0, 2.5, 3.0)  # of log(alpha / sigma) at the first noise level
 SAMPLES = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from solverdistill.evaluation.distribution import BACKENDS
-from solverdistill.settings import check_fields
+from solverdistill.evaluation.metrics.distribution import BACKENDS
+from solverdistill.support.type_checks import check_fields
 
 
 @dataclass(frozen=True)

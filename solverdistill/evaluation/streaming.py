@@ -18,13 +18,14 @@ from torch.utils import _pytree as pytree
 
 from solverdistill.evaluation.candidates import Candidate
 from solverdistill.evaluation.compare import REFERENCE, Row, make_row
-from solverdistill.evaluation.distribution import Distances, distances
-from solverdistill.evaluation.extractors import FeatureSpace
-from solverdistill.evaluation.images import RealImages
-from solverdistill.evaluation.paired import Distance, PairedErrors, paired_errors
-from solverdistill.evaluation.references import EndPoints
-from solverdistill.evaluation.statistics import FeatureStatistics, processes, sum_over_processes
-from solverdistill.program import Denoise, sample
+from solverdistill.evaluation.end_points import EndPoints
+from solverdistill.evaluation.metrics.distribution import Distances, distances
+from solverdistill.evaluation.metrics.feature_spaces import FeatureSpace
+from solverdistill.evaluation.metrics.feature_statistics import FeatureStatistics
+from solverdistill.evaluation.metrics.paired import Distance, PairedErrors, paired_errors
+from solverdistill.evaluation.real_images import RealImages
+from solverdistill.programs.playing import Denoise, sample
+from solverdistill.support.processes import processes, sum_over_processes
 
 Progress = Callable[[str, int, int], None]
 NAMES = ("rmse", "psnr", "ssim", "lpips")

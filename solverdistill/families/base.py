@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from solverdistill.noise import Level, Path, float64, make_level
-from solverdistill.program import SolverProgram
-from solverdistill.tracing import Eager, Trace
+from solverdistill.noise.levels import Level, float64, make_level
+from solverdistill.noise.paths import Path
+from solverdistill.programs.program import SolverProgram
+from solverdistill.programs.tracing import Eager, Trace
 
 State = Any  # a Register while tracing, a Tensor when run eagerly
 History = tuple[State, ...]

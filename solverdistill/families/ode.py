@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from solverdistill.families.base import Evaluator, Family, History, State, Timeline
-from solverdistill.noise import Level, Path, analytical_denoised
+from solverdistill.noise.levels import Level, analytical_denoised
+from solverdistill.noise.paths import Path
 
 
 class Slope:

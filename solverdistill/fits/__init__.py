@@ -9,5 +9,5 @@ greedy          the closed form of D-ODE
 ==============  =========================================================================================
 
 All are functions of a student, a denoiser and reference data that return params and a `report.FitReport`, share their
-work among processes (`solverdistill.processes`), and never return anything worse on held-out samples than they got.
+work among processes (`support.processes`), and never return anything worse on held-out samples than they got.
 """

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from solverdistill.fits.report import Meter
-from solverdistill.objectives import Batch
-from solverdistill.processes import share, total
-from solverdistill.program import SolverProgram, sample
-from solverdistill.trajectories import rmse
+from solverdistill.objectives.distances import rmse
+from solverdistill.programs.playing import sample
+from solverdistill.programs.program import SolverProgram
+from solverdistill.references.batch import Batch
+from solverdistill.support.processes import share, total
 
 
 def on_device(batch: Batch, device: torch.device | str) -> Batch:

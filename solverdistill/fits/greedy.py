@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from solverdistill.families.base import Family, Params, State
-from solverdistill.families.dode import DistilledODE
+from solverdistill.families.learned.dode import DistilledODE
 from solverdistill.fits.report import FitReport, Meter, Point
-from solverdistill.objectives import Batch
-from solverdistill.program import sample
-from solverdistill.settings import check_fields
-from solverdistill.tracing import Eager
-from solverdistill.trajectories import Trajectory, rmse
+from solverdistill.objectives.distances import rmse
+from solverdistill.programs.playing import sample
+from solverdistill.programs.tracing import Eager
+from solverdistill.references.batch import Batch
+from solverdistill.references.trajectory import Trajectory
+from solverdistill.support.type_checks import check_fields
 
 
 @dataclass(frozen=True)

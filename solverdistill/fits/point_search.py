@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 
 from solverdistill.families.base import Family, History, Params
-from solverdistill.families.epd import EPD, Points
+from solverdistill.families.learned.epd import EPD, Points
 from solverdistill.families.ode import Slope
 from solverdistill.fits.batches import mean_error, take_solved
 from solverdistill.fits.report import FitReport, Meter, Point
-from solverdistill.noise import float64
-from solverdistill.objectives import Batch
-from solverdistill.processes import count, share, total
-from solverdistill.settings import check_fields
-from solverdistill.tracing import Eager
+from solverdistill.noise.levels import float64
+from solverdistill.programs.tracing import Eager
+from solverdistill.references.batch import Batch
+from solverdistill.support.processes import count, share, total
+from solverdistill.support.type_checks import check_fields
 
 RATIOS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.27, 0.35, 0.45, 0.55, 0.67, 0.8, 0.92)  # r = 0 would be the slope g again
 SMALLEST_WEIGHT = 0.05

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from solverdistill.processes import count
+from solverdistill.support.processes import count
 
 # Forward evaluations that derivatives of one image take, as measured on U-Nets: a backward pass through a frozen
 # network, which has no gradients of weights, and one directional derivative.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from solverdistill.denoiser import Counted
+from solverdistill.denoisers.wrappers import Counted
 from solverdistill.fits.report import BACKWARD_COST, Cost, FitReport, Meter, Point
 
 

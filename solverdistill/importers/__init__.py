@@ -14,8 +14,8 @@ from typing import Any
 
 from solverdistill.importers import amed, dyweight, epd, gas, ld3, neuralsolver, steplists
 from solverdistill.importers.imported import Imported, Settings
-from solverdistill.importers.predictors import Predictor, predictor_of_json, predictor_of_pickle, read_json
-from solverdistill.pickles import file_kind, read_torch
+from solverdistill.importers.predictor_files import Predictor, predictor_of_json, predictor_of_pickle, read_json
+from solverdistill.support.pickles import file_kind, read_torch
 
 __all__ = ["FORMATS", "Imported", "Settings", "import_solver"]
 

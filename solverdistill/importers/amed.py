@@ -26,8 +26,8 @@ from solverdistill.families.base import Params
 from solverdistill.importers.amed_plugins import Coefficients, MultistepPlugin, Plugin
 from solverdistill.importers.imported import Imported, Settings, Source, make_imported
 from solverdistill.importers.levels import published_levels
-from solverdistill.importers.predictors import Facts, Predictor
-from solverdistill.noise import EDM
+from solverdistill.importers.predictor_files import Facts, Predictor
+from solverdistill.noise.paths import EDM
 
 SOURCE = Source("amed", "zju-pi/diff-sampler", "Zhou et al., CVPR 2024, arXiv 2312.00094")
 FEATURES = 64

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from solverdistill import families
-from solverdistill.families.dyweight import DyWeight
+from solverdistill.families.learned.dyweight import DyWeight
 from solverdistill.importers.imported import Imported, Settings, Source, make_imported
+from solverdistill.importers.known_models import find_model
 from solverdistill.importers.levels import published_levels, shifted
-from solverdistill.importers.models import find_model
-from solverdistill.importers.predictors import Predictor
+from solverdistill.importers.predictor_files import Predictor
 
 SOURCE = Source("dyweight", "Westlake-AGI-Lab/DyWeight", "Zhao et al., 2026, arXiv 2603.11607")
 FLUX_MU = 0.63  # 512 x 512 pixels, at which the authors train and sample

@@ -18,9 +18,9 @@ from torch import Tensor
 from solverdistill import families
 from solverdistill.families.base import Params
 from solverdistill.importers.imported import Imported, Settings, Source, make_imported
+from solverdistill.importers.known_models import Model
 from solverdistill.importers.levels import published_levels
-from solverdistill.importers.models import Model
-from solverdistill.importers.predictors import Facts, Predictor
+from solverdistill.importers.predictor_files import Facts, Predictor
 
 EPD = Source("epd", "BeierZhu/EPD", "Zhu et al., ICCV 2025, arXiv 2507.14797")
 EPD_RL = Source("epd (reward-tuned)", "BeierZhu/EPD", "EPD-Solver++, TPAMI 2026, arXiv 2512.22796")

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from solverdistill.coefficients import save_solver
 from solverdistill.families.base import Family, Params
-from solverdistill.importers.models import Model, find_model, model_named_in
-from solverdistill.program import SolverProgram
-from solverdistill.settings import check_fields
+from solverdistill.importers.known_models import Model, find_model, model_named_in
+from solverdistill.programs.program import SolverProgram
+from solverdistill.programs.solver_file import save_solver
+from solverdistill.support.type_checks import check_fields
 
 MAX_STEPS = 1000  # tables grow with the square
 
@@ -25,7 +25,7 @@ class Settings:
     """What published files leave out; None takes it from the file, or the importer's own default.
 
     Args:
-        model: Name of the model, one of `solverdistill.importers.models.MODELS`.
+        model: Name of the model, one of `solverdistill.importers.known_models.MODELS`.
         grid: Noise levels in place of the published schedule, decreasing, in EDM units or flow times.
         steps: Which table of a file with several.
         solver: Classical solver of a list of steps, or the one under LD3's times.

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from solverdistill import families
-from solverdistill.families.ld3 import LD3
+from solverdistill.families.learned.ld3 import LD3
 from solverdistill.importers.imported import Imported, Settings, Source, make_imported
-from solverdistill.importers.models import MODELS
+from solverdistill.importers.known_models import MODELS
 
 SOURCE = Source("ld3", "vinhsuhi/LD3", "Tong et al., ICLR 2025, arXiv 2405.15506")
 KEYS = ("params1", "params2", "best_t_steps")

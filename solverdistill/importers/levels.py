@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from solverdistill.grids import Grid
-from solverdistill.importers.models import Model
-from solverdistill.noise import EDM, make_path
+from solverdistill.importers.known_models import Model
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import EDM, make_path
 
 
 def published_levels(kind: str, count: int, model: Model, rho: float = 7.0) -> list[float]:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from solverdistill import families
-from solverdistill.families.dss import published_params
+from solverdistill.families.learned.dss import published_params
 from solverdistill.importers.imported import Imported, Settings, Source, make_imported
-from solverdistill.importers.models import MODELS, Model, find_model
-from solverdistill.noise import float64
+from solverdistill.importers.known_models import MODELS, Model, find_model
+from solverdistill.noise.levels import float64
 
 SOURCE = Source("dss", "MCG-NJU/NeuralSolver", "Wang et al., ICML 2025, arXiv 2505.21114")
 SETS = {"FM_DATA": "flowdcn", "FM_DATA_DCN": "flowdcn", "FM_DATA_SIT": "sit", "DDPM_DATA": "dit"}

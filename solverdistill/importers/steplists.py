@@ -23,8 +23,8 @@ from pathlib import Path
 
 from solverdistill import families
 from solverdistill.importers.imported import MAX_STEPS, Imported, Settings, Source, make_imported
-from solverdistill.importers.models import Model, find_model
-from solverdistill.noise import make_path
+from solverdistill.importers.known_models import Model, find_model
+from solverdistill.noise.paths import make_path
 
 SOURCE = Source("list of steps", "a list of steps", "AYS, OSS, GITS or another schedule")
 NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")

@@ -17,14 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from solverdistill.networks.blocks import (
-    Direction,
-    PositionalEmbedding,
-    Resample,
-    ResampledConv2d,
-    attend,
-    group_norm,
-)
+from solverdistill.networks.blocks import Direction, PositionalEmbedding, Resample, ResampledConv2d, attend, group_norm
 
 BOX = (1, 1)
 HEAD_CHANNELS = 64

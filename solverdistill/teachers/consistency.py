@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solverdistill.denoiser import Teacher, per_sample
+from solverdistill.denoisers.base import Teacher, per_sample
 from solverdistill.networks.guided_unet import GuidedUNet
-from solverdistill.noise import EDM
-from solverdistill.teachers.checkpoints import load_checkpoint
+from solverdistill.noise.paths import EDM
+from solverdistill.teachers.checkpoints.loading import load_checkpoint
 from solverdistill.teachers.running import FrozenNetwork, Running
 
 SIGMA_DATA = 0.5

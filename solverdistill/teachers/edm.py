@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solverdistill.denoiser import Teacher, per_sample
+from solverdistill.denoisers.base import Teacher, per_sample
 from solverdistill.networks.preconditioning import Preconditioned
 from solverdistill.networks.song_unet import SongUNet
-from solverdistill.noise import EDM
+from solverdistill.noise.paths import EDM
 
 
 class EDMTeacher(Teacher):

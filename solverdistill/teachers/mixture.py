@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solverdistill.denoiser import Teacher
-from solverdistill.noise import Path
+from solverdistill.denoisers.base import Teacher
+from solverdistill.noise.paths import Path
 
 
 class Mixture(Teacher):

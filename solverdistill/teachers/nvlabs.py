@@ -1,6 +1,6 @@
 """Teachers from the checkpoints that were released with EDM, and from files of the same networks.
 
-A checkpoint is a pickle with the network under "ema"; it is read by `solverdistill.pickles`, which runs nothing of it.
+A checkpoint is a pickle with the network under "ema"; it is read by `support.pickles`, which runs nothing of it.
 Plain state dicts (`torch.save`) and safetensors files with the same tensor names load as well. The network itself is
 built from the card of the teacher, and a file that disagrees with its card is refused.
 
@@ -23,10 +23,10 @@ from torch import Tensor
 from solverdistill.networks.dhariwal_unet import DhariwalUNet
 from solverdistill.networks.preconditioning import Preconditioned
 from solverdistill.networks.song_unet import SongUNet
-from solverdistill.pickles import PersistentObject, file_kind, read_pickle, read_torch, state_dict_of
-from solverdistill.teachers.cards import Card, card
+from solverdistill.support.pickles import PersistentObject, file_kind, read_pickle, read_torch, state_dict_of
+from solverdistill.teachers.checkpoints.cards import Card, card
+from solverdistill.teachers.checkpoints.download import fetch
 from solverdistill.teachers.edm import EDMTeacher
-from solverdistill.teachers.files import fetch
 from solverdistill.teachers.running import FrozenNetwork, Running
 
 NETWORKS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}

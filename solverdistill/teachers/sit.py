@@ -35,10 +35,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from solverdistill.networks.dit import DiT
-from solverdistill.noise import Discrete, Flow, Path
-from solverdistill.teachers.checkpoints import load_checkpoint
-from solverdistill.teachers.conventions import Convention
-from solverdistill.teachers.own import OwnTeacher
+from solverdistill.noise.paths import Discrete, Flow, Path
+from solverdistill.teachers.checkpoints.loading import load_checkpoint
+from solverdistill.teachers.own.conventions import Convention
+from solverdistill.teachers.own.teacher import OwnTeacher
 from solverdistill.teachers.running import Running
 
 LINEAR_BETAS = Discrete(beta_schedule="linear", beta_start=0.0001, beta_end=0.02, steps=1000)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from solverdistill.families import build
 from solverdistill.families.base import Evaluator, Family, History, Params, State, Timeline
-from solverdistill.families.decoupled import Decoupled
-from solverdistill.families.dss import published_params
-from solverdistill.noise import EDM
-from solverdistill.program import SolverProgram, sample
+from solverdistill.families.learned.decoupled import Decoupled
+from solverdistill.families.learned.dss import published_params
+from solverdistill.noise.paths import EDM
+from solverdistill.programs.playing import sample
+from solverdistill.programs.program import SolverProgram
 from solverdistill.teachers.mixture import mixture
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "dss_bespoke_dode"

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from solverdistill.families import build
 from solverdistill.families.base import Params
-from solverdistill.families.bespoke import Bespoke
-from solverdistill.local import RMSEBound
-from solverdistill.noise import Flow
-from solverdistill.objectives import Batch
-from solverdistill.program import Evaluation, sample
-from solverdistill.trajectories import Trajectory
+from solverdistill.families.learned.bespoke import Bespoke
+from solverdistill.noise.paths import Flow
+from solverdistill.objectives.rmse_bound import RMSEBound
+from solverdistill.programs.playing import Evaluation, sample
+from solverdistill.references.batch import Batch
+from solverdistill.references.trajectory import Trajectory
 
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-13}

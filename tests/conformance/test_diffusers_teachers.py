@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from solverdistill.denoiser import Guided
+from solverdistill.denoisers.wrappers import Guided
 from solverdistill.teachers import diffusers as teachers
 from solverdistill.teachers.diffusers.schedule import make_schedule
 from solverdistill.teachers.diffusers.teacher import DiffusersTeacher

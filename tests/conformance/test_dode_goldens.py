@@ -11,11 +11,12 @@ from helpers import denoise_in, reference_states
 from torch import Tensor
 
 from solverdistill.families import build
-from solverdistill.families.dode import DistilledODE
+from solverdistill.families.learned.dode import DistilledODE
 from solverdistill.fits.greedy import fit_dode
-from solverdistill.grids import Grid
-from solverdistill.noise import EDM, Discrete, Path, float64
-from solverdistill.program import Evaluation, sample
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.levels import float64
+from solverdistill.noise.paths import EDM, Discrete, Path
+from solverdistill.programs.playing import Evaluation, sample
 
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
 EDM_STEPS, NOISE_STEPS, DPM_NFE = (5, 6, 10), (5, 10), (4, 6, 10)

@@ -13,13 +13,20 @@ from torch import Tensor
 
 from solverdistill.families import build
 from solverdistill.families.base import Family, Params
-from solverdistill.families.dss import published_params
-from solverdistill.noise import VP, Flow
-from solverdistill.objectives import Batch
-from solverdistill.program import Evaluation, sample
-from solverdistill.search_loss import PublishedDSS, end_loss, nearest_indices, nearest_states, trajectory_loss
+from solverdistill.families.learned.dss import published_params
+from solverdistill.noise.paths import VP, Flow
+from solverdistill.objectives.published_dss import (
+    PublishedDSS,
+    end_loss,
+    nearest_indices,
+    nearest_states,
+    trajectory_loss,
+)
+from solverdistill.programs.playing import Evaluation, sample
+from solverdistill.references.batch import Batch
+from solverdistill.references.solving import solve_reference
+from solverdistill.references.trajectory import Trajectory
 from solverdistill.teachers.mixture import Mixture
-from solverdistill.trajectories import Trajectory, solve_reference
 
 GOLDENS = Path(__file__).parent.parent / "goldens" / "dss_bespoke_dode"
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-12}

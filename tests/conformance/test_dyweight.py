@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from solverdistill import families
-from solverdistill.families.dyweight import DyWeight
-from solverdistill.noise import float64
-from solverdistill.program import sample
+from solverdistill.families.learned.dyweight import DyWeight
+from solverdistill.noise.levels import float64
+from solverdistill.programs.playing import sample
 from tests.helpers import golden_mixture
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "dyweight"

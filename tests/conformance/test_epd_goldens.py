@@ -18,12 +18,12 @@ from helpers import (
 )
 from torch import Tensor
 
-from solverdistill.denoiser import Thresholded
+from solverdistill.denoisers.wrappers import Thresholded
 from solverdistill.families import build
 from solverdistill.families.base import Family
-from solverdistill.grids import Grid
-from solverdistill.noise import EDM
-from solverdistill.program import Evaluation, sample
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import EDM
+from solverdistill.programs.playing import Evaluation, sample
 
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
 BUGGY = [name for name in epd_names("baseline") if epd_index()[name].get("official_bug")]

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from solverdistill import families
-from solverdistill.grids import Grid, nested_grid
-from solverdistill.module import FitSettings
-from solverdistill.module_published_epd import PublishedEPDDistillation
-from solverdistill.noise import make_path
-from solverdistill.objectives import Batch, PublishedEPD
-from solverdistill.trajectories import solve_reference
+from solverdistill.fits.gradient.module import FitSettings
+from solverdistill.fits.gradient.published_epd import PublishedEPDDistillation
+from solverdistill.noise.grids import Grid, nested_grid
+from solverdistill.noise.paths import make_path
+from solverdistill.objectives.published_epd import PublishedEPD
+from solverdistill.references.batch import Batch
+from solverdistill.references.solving import solve_reference
 from tests.helpers import epd_golden, epd_index, epd_names, golden_mixture, raw_params
 
 

@@ -9,15 +9,15 @@ import torch
 from gas_goldens import denoiser_of, golden, gs_family, gs_path, names, params_of, relative
 from torch import Tensor
 
-from solverdistill.adversarial import discriminator_loss, generator_loss
-from solverdistill.denoiser import Guided
-from solverdistill.ema import EMA
+from solverdistill.denoisers.wrappers import Guided
 from solverdistill.families import build
-from solverdistill.families.gas import GAS
-from solverdistill.grids import Grid
-from solverdistill.noise import VP, Discrete
-from solverdistill.objectives import l1, mse
-from solverdistill.program import Evaluation, sample
+from solverdistill.families.learned.gas import GAS
+from solverdistill.fits.gradient.discriminators import discriminator_loss, generator_loss
+from solverdistill.fits.gradient.ema import EMA
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import VP, Discrete
+from solverdistill.objectives.distances import l1, mse
+from solverdistill.programs.playing import Evaluation, sample
 
 SAMPLING = [name for name in names("gs_*") if "_nfe" in name and "grad" not in name]
 FRESH = [name for name in SAMPLING if name.endswith("fresh")]

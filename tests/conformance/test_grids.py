@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import epd_golden, epd_index
 
-from solverdistill.grids import Grid
-from solverdistill.noise import EDM, Discrete
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import EDM, Discrete
 
 GOLDEN = "schedules_f64"
 CASES = {case["key"]: case for case in epd_index()[GOLDEN]["cases"]}

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from solverdistill.families import build
 from solverdistill.families.base import Family, Params
-from solverdistill.fits.row_fits import LeastSquaresFit, RowFit, fit_rows
-from solverdistill.noise import Discrete
-from solverdistill.objectives import Batch
-from solverdistill.program import sample
+from solverdistill.fits.least_squares.row_fits import LeastSquaresFit, RowFit, fit_rows
+from solverdistill.noise.paths import Discrete
+from solverdistill.programs.playing import sample
+from solverdistill.references.batch import Batch
 
 CASES = [(nodes, fine) for nodes in (6, 7, 10) for fine in (3, 10)]
 

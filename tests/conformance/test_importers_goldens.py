@@ -15,14 +15,14 @@ from torch import Tensor
 
 from solverdistill import load_solver, read_solver
 from solverdistill.families import build
-from solverdistill.families.epd import EPD
+from solverdistill.families.learned.epd import EPD
 from solverdistill.importers import Imported, Settings, import_solver
 from solverdistill.importers.amed import mean_coefficients
+from solverdistill.importers.known_models import find_model
 from solverdistill.importers.levels import published_levels
-from solverdistill.importers.models import find_model
-from solverdistill.importers.predictors import Facts, Predictor
-from solverdistill.noise import float64
-from solverdistill.program import sample
+from solverdistill.importers.predictor_files import Facts, Predictor
+from solverdistill.noise.levels import float64
+from solverdistill.programs.playing import sample
 from solverdistill.teachers.mixture import Mixture
 from tests.helpers import golden_mixture
 

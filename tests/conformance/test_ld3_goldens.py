@@ -19,13 +19,14 @@ from gas_goldens import (
 )
 from torch import Tensor
 
-from solverdistill.families import build, ld3
-from solverdistill.families.ld3 import LD3
-from solverdistill.grids import Grid
-from solverdistill.noise import EDM, Discrete
-from solverdistill.objectives import mse
-from solverdistill.program import sample
-from solverdistill.relaxed import accept, move, prior_bound, project, shift_rate
+from solverdistill.families import build
+from solverdistill.families.learned import ld3
+from solverdistill.families.learned.ld3 import LD3
+from solverdistill.fits.gradient.relaxed_noise import accept, move, prior_bound, project, shift_rate
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import EDM, Discrete
+from solverdistill.objectives.distances import mse
+from solverdistill.programs.playing import sample
 
 SAMPLING = [name for name in names("ld3_*_nfe*") if "train" not in name]
 TRAINING = {

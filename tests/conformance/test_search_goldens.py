@@ -12,11 +12,19 @@ from helpers import EPD_GOLDENS, epd_golden, epd_index, epd_names, golden_mixtur
 from torch import Tensor
 
 from solverdistill.families import build
-from solverdistill.grids import Grid
-from solverdistill.noise import EDM, Flow, float64
-from solverdistill.search import cheapest_path, insert_analytical_step, jump_costs, median_steps, optimal_steps
+from solverdistill.fits.grid_search.search import (
+    cheapest_path,
+    insert_analytical_step,
+    jump_costs,
+    median_steps,
+    optimal_steps,
+)
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.levels import float64
+from solverdistill.noise.paths import EDM, Flow
+from solverdistill.references.solving import solve_reference
+from solverdistill.references.trajectory import Trajectory
 from solverdistill.teachers.mixture import Mixture, mixture
-from solverdistill.trajectories import Trajectory, solve_reference
 
 SEARCHES = epd_names("gits")
 OSS_GOLDENS = EPD_GOLDENS.parent / "dss_bespoke_dode"

@@ -19,7 +19,7 @@ from scripts.benchmarks.fits_report import MEMORY, TITLES, curve, first_below, r
 from scripts.benchmarks.recipes import LONG, RECIPES, recipes_of
 from scripts.benchmarks.records import CLASSICAL, Record
 from scripts.benchmarks.setting import Job, Setting, with_budget
-from solverdistill.module import FitSettings
+from solverdistill.fits.gradient.module import FitSettings
 
 ROOT = Path(__file__).parents[2]
 FEW = ["targets.train_samples=8", "targets.validation_samples=4"]

@@ -12,10 +12,10 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from solverdistill import read_solver
-from solverdistill.run import train
-from solverdistill.sentences import explain
+from solverdistill.support.mistakes import explain
 from solverdistill.teachers import nvlabs
-from solverdistill.teachers.cards import Card, card, cards
+from solverdistill.teachers.checkpoints.cards import Card, card, cards
+from solverdistill.training.run import train
 from tests.integration.test_train import composed, names
 
 NETWORK: dict[str, Any] = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "channel_mult": [1, 2]}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from solverdistill import Grid, families, sample
 from solverdistill.consumers.diffusers import LearnedSolverScheduler
-from solverdistill.consumers.export_diffusers import find_network
-from solverdistill.program import SolverProgram
+from solverdistill.consumers.diffusers_config import find_network
+from solverdistill.programs.program import SolverProgram
 from tests import tiny_diffusion_pipelines as diffusion
 from tests import tiny_flow_pipelines as flow
 from tests.diffusers_networks import NetworkDenoiser, assert_close_to_scale, scale_error

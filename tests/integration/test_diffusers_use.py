@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from solverdistill import Grid, families, sample
-from solverdistill.coefficients import save_solver
 from solverdistill.consumers.diffusers import LearnedSolverScheduler
-from solverdistill.consumers.export_diffusers import STANDALONE, write_scheduler
-from solverdistill.program import SolverProgram
+from solverdistill.consumers.diffusers_folder import STANDALONE, write_scheduler
+from solverdistill.programs.program import SolverProgram
+from solverdistill.programs.solver_file import save_solver
 from tests.diffusers_networks import CONFIGS, assert_close_to_scale, scale_error
 from tests.tiny_diffusion_pipelines import make_ddpm, make_sd
 from tests.tiny_flow_pipelines import make_flux, make_sd3

@@ -41,13 +41,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in ("train.py", "pyproject.toml"):
         shutil.copy(ROOT / part, folder)
     family, roster_line, _ = fences("docs/adding-a-family.md", "python")
-    (folder / "solverdistill" / "families" / "two_point.py").write_text(family, encoding="utf-8")
+    (folder / "solverdistill" / "families" / "learned" / "two_point.py").write_text(family, encoding="utf-8")
     (config,) = fences("docs/adding-a-family.md", "yaml")
     (folder / "configs" / "solver" / "two_point.yaml").write_text(config, encoding="utf-8")
-    roster = folder / "solverdistill" / "families" / "__init__.py"
+    roster = folder / "solverdistill" / "families" / "registry.py"
     text, added = re.subn(r"(for cls in \([^()]*)\)", r"\1, TwoPoint)", roster.read_text(encoding="utf-8"))
     assert added == 1
-    roster.write_text(text.replace("\nfrom solverdistill.grids", f"\n{roster_line}from solverdistill.grids"))
+    roster.write_text(
+        text.replace("\nfrom solverdistill.noise.grids", f"\n{roster_line}from solverdistill.noise.grids")
+    )
     return folder
 
 

@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from solverdistill import Grid, families, save_solver
-from solverdistill.denoiser import Guided
-from solverdistill.evaluation import Candidate, compare, report, tables
+from solverdistill.denoisers.wrappers import Guided
+from solverdistill.evaluation import Candidate, compare
+from solverdistill.evaluation.end_points import EndPoints
+from solverdistill.evaluation.evaluate import Evaluation, evaluate
 from solverdistill.evaluation.plan import EvaluationPlan
-from solverdistill.evaluation.publishing import publish
-from solverdistill.evaluation.references import EndPoints
-from solverdistill.evaluation.standalone import Evaluation, evaluate
-from solverdistill.targets import Source, TargetSettings, make_targets
+from solverdistill.evaluation.reports import report, tables
+from solverdistill.evaluation.reports.publishing import publish
+from solverdistill.references.solving import Reference
+from solverdistill.references.targets import Source, TargetSettings, make_targets
 from solverdistill.teachers.mixture import Mixture
-from solverdistill.trajectories import Reference
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = 70

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from solverdistill import read_solver
-from solverdistill.denoiser import Counted
-from solverdistill.guidance import make_guided
-from solverdistill.targets import CHUNK, TargetSettings, make_targets
+from solverdistill.denoisers.guidance import make_guided
+from solverdistill.denoisers.wrappers import Counted
+from solverdistill.references.solving import Reference
+from solverdistill.references.targets import CHUNK, TargetSettings, make_targets
 from solverdistill.teachers.digits import digits_kde
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.trajectories import Reference
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "scripts" / "make_targets.py")

@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from solverdistill import families, read_solver, sample
-from solverdistill.run import train
-from solverdistill.teachers.integer_times import snap_program
+from solverdistill.teachers.own.integer_times import snap_program
+from solverdistill.training.run import train
 from tests.integration.test_docs import FEW_SAMPLES, TWO_STEPS, fences
 from tests.integration.test_train import composed
 

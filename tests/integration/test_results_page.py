@@ -14,8 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from scripts.benchmarks.mnist_ddpm import MnistDDPM
-from solverdistill.configuration import Run
 from solverdistill.evaluation.plan import EvaluationPlan
+from solverdistill.training.configuration import Run
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from solverdistill.guidance import make_guided
-from solverdistill.search import search_grid
+from solverdistill.denoisers.guidance import make_guided
+from solverdistill.fits.grid_search.search import search_grid
+from solverdistill.references.solving import Reference
 from solverdistill.teachers.digits import digits_kde
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.trajectories import Reference
 
 ROOT = Path(__file__).parents[2]
 FEW = ["model=mixture", "trainer=cpu"]

@@ -17,12 +17,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from solverdistill import families, load_solver, read_solver, sample
-from solverdistill.configuration import make_optimizer
 from solverdistill.fits.greedy import fit_dode
-from solverdistill.objectives import Trajectory
-from solverdistill.run import train
+from solverdistill.objectives.distances import rmse
+from solverdistill.objectives.rollout import Trajectory
+from solverdistill.references.seeding import SPLITS, seeded_noise
+from solverdistill.references.solving import Reference
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.trajectories import SPLITS, Reference, rmse, seeded_noise
+from solverdistill.training.configuration import make_optimizer
+from solverdistill.training.run import train
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

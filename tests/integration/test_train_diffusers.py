@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from solverdistill import read_solver, sample
-from solverdistill.run import train
+from solverdistill.training.run import train
 from tests.integration.test_train import composed
 from tests.pipeline_folders import PIPELINES
 

@@ -9,17 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from solverdistill.denoiser import Counted
+from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families import build
 from solverdistill.families.base import Params
-from solverdistill.families.bespoke import Bespoke
-from solverdistill.grids import Grid
-from solverdistill.local import RMSEBound, side_by_side
-from solverdistill.noise import Flow, Path, float64, make_path
-from solverdistill.objectives import Batch
-from solverdistill.program import sample
+from solverdistill.families.learned.bespoke import Bespoke
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.levels import float64
+from solverdistill.noise.paths import Flow, Path, make_path
+from solverdistill.objectives.distances import rmse
+from solverdistill.objectives.rmse_bound import RMSEBound
+from solverdistill.programs.merging import side_by_side
+from solverdistill.programs.playing import sample
+from solverdistill.references.batch import Batch
+from solverdistill.references.solving import Reference
+from solverdistill.references.trajectory import Trajectory
 from solverdistill.teachers.mixture import Mixture, mixture, toy_mixture
-from solverdistill.trajectories import Reference, Trajectory, rmse
 
 N = 4
 ENDS = {"edm": (80.0, 0.002), "flow": (1.0, 0.0), "vp": (1.0, 1e-3), "cosine": (1.0, 0.0)}

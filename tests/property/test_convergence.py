@@ -19,8 +19,8 @@ from solverdistill.families import ROSTER, build
 from solverdistill.families.base import Family
 from solverdistill.families.classical.adams import AdamsBashforth
 from solverdistill.families.classical.exponential import ExponentialIntegrator, phi
-from solverdistill.grids import Grid
-from solverdistill.noise import make_path
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import make_path
 from solverdistill.teachers.mixture import Mixture, mixture
 
 STEPS = (24, 48, 96)

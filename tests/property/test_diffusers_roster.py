@@ -10,8 +10,8 @@ import torch
 from solverdistill import sample
 from solverdistill.consumers.diffusers import LearnedSolverScheduler
 from solverdistill.families import build
-from solverdistill.grids import Grid
-from solverdistill.program import SolverProgram
+from solverdistill.noise.grids import Grid
+from solverdistill.programs.program import SolverProgram
 from tests.diffusers_networks import CONFIGS, AnalyticNetwork, NetworkDenoiser, assert_close_to_scale, run_loop
 from tests.property.test_roster import every_family, random_params
 

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from solverdistill.families import build
 from solverdistill.families.base import Params
-from solverdistill.families.dode import DistilledODE
+from solverdistill.families.learned.dode import DistilledODE
 from solverdistill.fits.greedy import fit_dode
-from solverdistill.grids import Grid
-from solverdistill.noise import VP, float64, make_path
-from solverdistill.program import sample
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.levels import float64
+from solverdistill.noise.paths import VP, make_path
+from solverdistill.objectives.distances import rmse
+from solverdistill.programs.playing import sample
+from solverdistill.programs.tracing import Eager
+from solverdistill.references.solving import Reference
 from solverdistill.teachers.mixture import Mixture, toy_mixture
-from solverdistill.tracing import Eager
-from solverdistill.trajectories import Reference, rmse
 
 STEPS = 5
 GRIDS = {

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from solverdistill.families import CLASSICAL, ROSTER, build
 from solverdistill.families.base import Family, Params
-from solverdistill.families.corrected import Corrected
-from solverdistill.families.dyweight import DyWeight
-from solverdistill.program import sample
+from solverdistill.families.learned.corrected import Corrected
+from solverdistill.families.learned.dyweight import DyWeight
+from solverdistill.programs.playing import sample
 from solverdistill.teachers.mixture import toy_mixture
 from tests.property.test_roster import GRIDS, random_params
 

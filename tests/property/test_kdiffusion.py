@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from solverdistill import read_solver, sample, save_solver
-from solverdistill.coefficients import SolverFile
 from solverdistill.consumers.kdiffusion import convention_of, sample_learned, sigmas_of
 from solverdistill.families import build
-from solverdistill.grids import Grid
-from solverdistill.program import SolverProgram
+from solverdistill.noise.grids import Grid
+from solverdistill.programs.program import SolverProgram
+from solverdistill.programs.solver_file import SolverFile
 from solverdistill.teachers.mixture import Mixture, toy_mixture
 from tests.property.test_roster import every_family, random_params
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from solverdistill import read_solver, sample, save_solver
-from solverdistill.coefficients import SolverFile
 from solverdistill.consumers.diffusers import LearnedSolverScheduler
 from solverdistill.consumers.kdiffusion import sample_learned, sigmas_of
 from solverdistill.families import build
-from solverdistill.grids import lower_start
-from solverdistill.noise import make_path
+from solverdistill.noise.grids import lower_start
+from solverdistill.noise.paths import make_path
+from solverdistill.programs.solver_file import SolverFile
 from solverdistill.teachers.mixture import toy_mixture
 from tests.diffusers_networks import CONFIGS, AnalyticNetwork, NetworkDenoiser, assert_close_to_scale, run_loop
 from tests.property.test_kdiffusion import GRIDS, Model, first_scale

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from solverdistill.denoiser import Counted
+from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families import CLASSICAL, ROSTER, build
 from solverdistill.families.base import Family, Params, Timeline
-from solverdistill.grids import Grid
-from solverdistill.program import SolverProgram, sample
+from solverdistill.noise.grids import Grid
+from solverdistill.programs.playing import sample
+from solverdistill.programs.program import SolverProgram
+from solverdistill.programs.tracing import Trace
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.tracing import Trace
 
 STEPS = 5
 GRIDS = {

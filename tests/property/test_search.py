@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from solverdistill import families
-from solverdistill.denoiser import Counted
-from solverdistill.grids import Grid, grid_values
-from solverdistill.noise import EDM, VP, Flow, Path
-from solverdistill.search import (
+from solverdistill.denoisers.wrappers import Counted
+from solverdistill.fits.grid_search.search import (
     GITS,
     OSS,
     cheapest_path,
@@ -26,9 +24,14 @@ from solverdistill.search import (
     optimal_steps,
     search_grid,
 )
+from solverdistill.noise.grids import Grid, grid_values
+from solverdistill.noise.paths import EDM, VP, Flow, Path
+from solverdistill.objectives.distances import rmse
+from solverdistill.references.seeding import SPLITS, seeded_noise
+from solverdistill.references.solving import Reference, solve_reference
+from solverdistill.references.trajectory import Trajectory
 from solverdistill.teachers.digits import digits_kde
 from solverdistill.teachers.mixture import Mixture, toy_mixture
-from solverdistill.trajectories import SPLITS, Reference, Trajectory, rmse, seeded_noise, solve_reference
 
 RANGES: dict[str, tuple[Path, tuple[float, float]]] = {
     "edm": (EDM(), (80.0, 0.002)),

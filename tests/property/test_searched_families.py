@@ -10,15 +10,15 @@ from torch import Tensor
 
 from solverdistill.families import build
 from solverdistill.families.base import Family, Params
-from solverdistill.families.bns import BNS
-from solverdistill.families.dss import published_params
-from solverdistill.families.learned_times import from_regular, learned_grid, raw_steps, to_regular
-from solverdistill.grids import Grid
-from solverdistill.noise import EDM, Cosine, make_path
-from solverdistill.objectives import log_mse, mse
-from solverdistill.program import SolverProgram, sample
+from solverdistill.families.learned.bns import BNS
+from solverdistill.families.learned.dss import published_params
+from solverdistill.families.learned.learned_times import from_regular, learned_grid, raw_steps, to_regular
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import EDM, Cosine, make_path
+from solverdistill.objectives.distances import log_mse, mse, rmse
+from solverdistill.programs.playing import sample
+from solverdistill.programs.program import SolverProgram
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.trajectories import rmse
 
 STEPS = 4
 ENDS = {"edm": (80.0, 0.002), "flow": (1.0, 0.0), "vp": (1.0, 1e-3), "cosine": (1.0, 0.0)}

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from solverdistill.adversarial import (
+from solverdistill.fits.gradient.discriminators import (
     Discriminator,
     discriminator_loss,
     generator_loss,
     paper_discriminator,
     small_discriminator,
 )
-from solverdistill.ema import EMA
+from solverdistill.fits.gradient.ema import EMA
 
 
 def test_losses_of_equal_images_are_log_two_and_penalties_are_squared_slopes() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from solverdistill.networks import DiT, GuidedUNet
-from solverdistill.teachers.cards import cards
+from solverdistill.teachers.checkpoints.cards import cards
 from solverdistill.teachers.consistency import consistency_checkpoint
 from solverdistill.teachers.sit import dit_checkpoint, sit_checkpoint
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scripts.benchmarks import cifar_size, emnist_flow, mnist_ddpm
-from solverdistill.teachers.cards import card
+from solverdistill.teachers.checkpoints.cards import card
 from solverdistill.teachers.nvlabs import edm_checkpoint, load_network
 from tests.unit.test_mnist_classifier import bars, write
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from solverdistill.cache import STALE_AFTER, ShardCache, claim, default_root
+from solverdistill.references.shard_cache import ShardCache
+from solverdistill.support.files import STALE_AFTER, claim, default_root
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,7 +124,7 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
     code = f"""
 import os, sys, time, torch
 from pathlib import Path
-from solverdistill.cache import ShardCache
+from solverdistill.references.shard_cache import ShardCache
 
 def make(shard):
     (Path({str(tmp_path)!r}) / f"{{shard}}-{{os.getpid()}}").touch()

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from solverdistill.denoiser import Teacher
-from solverdistill.noise import make_path
-from solverdistill.teachers.bench import NOTE, RIGHT, WRONG, Bench, Finding
-from solverdistill.teachers.checking import check_teacher
-from solverdistill.teachers.conventions import Convention
+from solverdistill.denoisers.base import Teacher
+from solverdistill.noise.paths import make_path
+from solverdistill.teachers.checking.bench import NOTE, RIGHT, WRONG, Bench, Finding
+from solverdistill.teachers.checking.check import check_teacher
+from solverdistill.teachers.checking.sample_files import read_samples
 from solverdistill.teachers.mixture import Mixture, toy_mixture
-from solverdistill.teachers.own import OwnTeacher
-from solverdistill.teachers.sample_files import read_samples
+from solverdistill.teachers.own.conventions import Convention
+from solverdistill.teachers.own.teacher import OwnTeacher
 
 MIXTURE = toy_mixture()
 DATA = MIXTURE.sample_data(32, torch.Generator().manual_seed(3)).float()

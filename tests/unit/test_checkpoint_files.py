@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from solverdistill.teachers import files
-from solverdistill.teachers.cards import Card, card, cards, parse
-from solverdistill.teachers.files import checkpoints_folder, fetch, find
+from solverdistill.teachers.checkpoints import download as files
+from solverdistill.teachers.checkpoints.cards import Card, card, cards, parse
+from solverdistill.teachers.checkpoints.download import checkpoints_folder, fetch, find
 
 CONTENT = bytes(range(256)) * 20_000  # 5.1 MB
 

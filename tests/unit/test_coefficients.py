@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from solverdistill import Grid, SolverFileError, families, load_solver, read_solver, save_solver
-from solverdistill.coefficients import schema, write_atomically
-from solverdistill.guidance import GuidanceRule
+from solverdistill.denoisers.guidance import GuidanceRule
+from solverdistill.programs.solver_file import schema
+from solverdistill.support.files import write_atomically
 
 PROVENANCE = {
     "teacher": {"name": "toy", "fingerprint": "0", "prediction": "denoised", "path": {"name": "edm"}},

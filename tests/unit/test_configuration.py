@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
-from solverdistill.configuration import check_config, make_objective, make_student
-from solverdistill.guidance import make_guided
-from solverdistill.noise import Flow
-from solverdistill.objectives import Trajectory
-from solverdistill.teachers.callable import load_own
+from solverdistill.denoisers.guidance import make_guided
+from solverdistill.noise.paths import Flow
+from solverdistill.objectives.rollout import Trajectory
 from solverdistill.teachers.mixture import Mixture, toy_mixture
+from solverdistill.teachers.own.load import load_own
+from solverdistill.training.configuration import check_config, make_objective, make_student
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from solverdistill.families import build
-from solverdistill.families.corrected import BASES, Corrected
-from solverdistill.families.epd import EPD
-from solverdistill.grids import Grid
-from solverdistill.program import sample
+from solverdistill.families.learned.corrected import BASES, Corrected
+from solverdistill.families.learned.epd import EPD
+from solverdistill.noise.grids import Grid
+from solverdistill.programs.playing import sample
+from solverdistill.programs.tracing import Trace
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.tracing import Trace
 from tests.unit.test_ld3 import GRIDS, everywhere
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}

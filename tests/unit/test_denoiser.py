@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from solverdistill.denoiser import Checkpointed, Counted, Guided, Thresholded
+from solverdistill.denoisers.wrappers import Checkpointed, Counted, Guided, Thresholded
 from solverdistill.teachers.digits import digits_kde, edm_digits
 from solverdistill.teachers.mixture import Mixture, mixture, toy_mixture
 

@@ -18,7 +18,7 @@ from hydra.utils import get_method, instantiate
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from solverdistill.noise import Flow
+from solverdistill.noise.paths import Flow
 from solverdistill.teachers import diffusers as teachers
 from solverdistill.teachers.diffusers.prompts import read_prompts
 from solverdistill.teachers.diffusers.schedule import Schedule, make_schedule

@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import solverdistill.consumers.diffusers as consumer
 from solverdistill import Grid, families, sample
-from solverdistill.coefficients import save_solver
 from solverdistill.consumers.diffusers import LearnedSolverScheduler
 from solverdistill.families import ROSTER
-from solverdistill.noise import make_path
-from solverdistill.program import SolverProgram
-from solverdistill.teachers.conventions import Convention
-from solverdistill.teachers.own import OwnTeacher
+from solverdistill.noise.paths import make_path
+from solverdistill.programs.program import SolverProgram
+from solverdistill.programs.solver_file import save_solver
+from solverdistill.teachers.own.conventions import Convention
+from solverdistill.teachers.own.teacher import OwnTeacher
 from tests.diffusers_networks import CONFIGS, AnalyticNetwork, NetworkDenoiser, assert_close_to_scale, run_loop
 
 DISCRETE = {"name": "discrete", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from solverdistill import Grid, families
+from solverdistill.consumers.network_schedule import NetworkSchedule
 from solverdistill.consumers.sigma_list import sigma_list, write_sigmas
-from solverdistill.consumers.timesteps import NetworkSchedule
 from tests.diffusers_networks import CONFIGS, AnalyticNetwork
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from solverdistill.evaluation import cleanfid
-from solverdistill.evaluation.distribution import distances, precision_recall
-from solverdistill.evaluation.extractors import FeatureSpace, open_space
-from solverdistill.evaluation.images import ArrayImages, open_images
-from solverdistill.evaluation.metrics import Features, frechet_distance
-from solverdistill.evaluation.paired import paired_errors
-from solverdistill.evaluation.statistics import FeatureStatistics
+from solverdistill.evaluation.metrics import cleanfid
+from solverdistill.evaluation.metrics.distribution import distances, precision_recall
+from solverdistill.evaluation.metrics.feature_spaces import FeatureSpace, open_space
+from solverdistill.evaluation.metrics.feature_statistics import FeatureStatistics
+from solverdistill.evaluation.metrics.frechet import Features, frechet_distance
+from solverdistill.evaluation.metrics.paired import paired_errors
+from solverdistill.evaluation.real_images import ArrayImages, open_images
 from solverdistill.evaluation.streaming import measure_real
 from solverdistill.teachers.mixture import toy_mixture
 

@@ -15,14 +15,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from solverdistill import Grid, families
-from solverdistill.denoiser import Counted
-from solverdistill.evaluation import Candidate, Row, classical_candidates, compare, figures, report
+from solverdistill.denoisers.wrappers import Counted
+from solverdistill.evaluation import Candidate, Row, classical_candidates, compare
 from solverdistill.evaluation.candidates import CLASSICAL
 from solverdistill.evaluation.lower_starts import SHIFTS, best_from_lower
-from solverdistill.evaluation.metrics import FrechetDistance, frechet_distance
-from solverdistill.evaluation.paired import PairedErrors, paired_errors
-from solverdistill.noise import EDM, VP, Flow
-from solverdistill.program import sample
+from solverdistill.evaluation.metrics.frechet import FrechetDistance, frechet_distance
+from solverdistill.evaluation.metrics.paired import PairedErrors, paired_errors
+from solverdistill.evaluation.reports import figures, report
+from solverdistill.noise.paths import EDM, VP, Flow
+from solverdistill.programs.playing import sample
 from solverdistill.teachers.mixture import Mixture, toy_mixture
 
 

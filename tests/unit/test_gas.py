@@ -10,10 +10,10 @@ from torch import Tensor
 
 from solverdistill.families import build
 from solverdistill.families.base import Params
-from solverdistill.families.gas import GAS
-from solverdistill.grids import Grid
-from solverdistill.noise import make_path
-from solverdistill.program import sample
+from solverdistill.families.learned.gas import GAS
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import make_path
+from solverdistill.programs.playing import sample
 from solverdistill.teachers.mixture import toy_mixture
 
 GRIDS = {

@@ -10,21 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from solverdistill.denoiser import Counted
+from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families import build
 from solverdistill.families.base import Family, Params
 from solverdistill.fits.batches import take
-from solverdistill.fits.derivatives import MODES, Differentiator, coefficient_tangents
-from solverdistill.fits.gauss_newton import GaussNewtonFit, fit_gauss_newton
-from solverdistill.fits.normal_equations import Equations, NormalEquations, damped_step, moved
+from solverdistill.fits.gauss_newton.derivatives import MODES, Differentiator, coefficient_tangents
+from solverdistill.fits.gauss_newton.fit import GaussNewtonFit, fit_gauss_newton
+from solverdistill.fits.gauss_newton.normal_equations import Equations, NormalEquations, damped_step, moved
+from solverdistill.fits.gauss_newton.sketches import RollOut, random_signs
 from solverdistill.fits.report import BACKWARD_COST, TANGENT_COST
-from solverdistill.fits.sketches import RollOut, random_signs
-from solverdistill.grids import Grid
-from solverdistill.objectives import Batch
-from solverdistill.program import sample
+from solverdistill.noise.grids import Grid
+from solverdistill.objectives.distances import rmse
+from solverdistill.programs.playing import sample
+from solverdistill.references.batch import Batch
+from solverdistill.references.seeding import seeded_noise
 from solverdistill.teachers.digits import edm_digits
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.trajectories import rmse, seeded_noise
 
 FAMILIES: list[tuple[str, int, dict[str, Any]]] = [
     ("corrected", 4, {"base": "unipc", "order": 3}),

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from solverdistill.grids import Grid, lower_start
-from solverdistill.noise import make_path
+from solverdistill.noise.grids import Grid, lower_start
+from solverdistill.noise.paths import make_path
 
 RANGES = {"edm": (80.0, 0.002), "vp": (1.0, 1e-3), "flow": (1.0, 0.01), "discrete": (0.999, 0.01)}
 

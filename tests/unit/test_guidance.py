@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from solverdistill import families, sample
-from solverdistill.denoiser import Checkpointed, Counted, Guided, Teacher
-from solverdistill.grids import Grid
-from solverdistill.guidance import GuidanceRule, RuleGuided, ScaleDrawn, make_guided, network_passes
-from solverdistill.noise import Flow
+from solverdistill.denoisers.base import Teacher
+from solverdistill.denoisers.guidance import GuidanceRule, RuleGuided, ScaleDrawn, make_guided, network_passes
+from solverdistill.denoisers.wrappers import Checkpointed, Counted, Guided
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import Flow
+from solverdistill.references.seeding import seeded_noise
 from solverdistill.teachers.mixture import Mixture
-from solverdistill.trajectories import seeded_noise
 
 
 class Recording(Teacher):

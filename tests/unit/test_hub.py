@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from solverdistill import SolverFileError, read_solver, save_solver
-from solverdistill.cli import main
+from solverdistill.commands.main import main
 from solverdistill.consumers.hub import model_card, pull_solver, push_solver
 from solverdistill.families import build
 from solverdistill.zoo import path_of

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from solverdistill.commands.import_coefficients import main
 
-from scripts.import_coefficients import main
 from solverdistill import load_solver, save_solver
 from solverdistill.families import build
 from solverdistill.importers import FORMATS, Settings, import_solver
-from solverdistill.importers.models import find_model, model_named_in
-from solverdistill.sentences import explain
+from solverdistill.importers.known_models import find_model, model_named_in
+from solverdistill.support.mistakes import explain
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "tests" / "goldens" / "published"

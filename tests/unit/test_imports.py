@@ -10,34 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+import layers  # noqa: E402
+
 PACKAGE = ROOT / "solverdistill"
 HEAVY = ("lightning", "hydra", "omegaconf", "diffusers", "transformers", "huggingface_hub", "wandb", "torchvision")
 HEAVY += ("torchmetrics", "matplotlib")
-
-# Lower layers first; a module imports from its own layer or from below.
-LAYERS = [
-    ("settings", "processes", "pickle_rules", "pickles"),
-    ("noise",),
-    ("program",),
-    ("denoiser", "tracing", "grids", "networks"),
-    ("zoo", "coefficients", "guidance", "cache", "ema", "perceptual", "relaxed", "adversarial"),
-    ("progress", "sentences", "launch"),
-    ("families", "teachers"),
-    ("trajectories", "features"),
-    ("objectives", "search"),
-    ("local", "search_loss", "students"),
-    ("fits",),
-    ("targets", "module", "recording"),
-    ("module_published_epd", "module_adversarial", "module_relaxed", "consumers", "importers"),
-    ("evaluation", "exporting", "sampling"),
-    ("stages",),
-    ("configuration",),
-    ("run", "cli", "__main__"),
-]
-MODULES = {"module", "module_published_epd", "module_adversarial", "module_relaxed"}
-TRAINING = MODULES | {"targets", "configuration", "run", "progress", "launch", "recording"}
-COMPOSING = {"configuration", "run"}
-ALLOWED = {"lightning": TRAINING, "hydra": COMPOSING, "omegaconf": COMPOSING}
 
 
 def modules() -> dict[str, Path]:
@@ -57,35 +35,8 @@ def imports(path: Path, top_level_only: bool) -> set[str]:
     return names
 
 
-def layer(part: str) -> int:
-    for rank, names in enumerate(LAYERS):
-        if part in names:
-            return rank
-    raise AssertionError(f"solverdistill/{part} has no layer: give it one in {Path(__file__).name}")
-
-
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_point_down(name: str) -> None:
-    parts = name.split(".")
-    if len(parts) == 1:
-        return
-    own = parts[1]
-    known = set(modules())
-    for imported in imports(modules()[name], top_level_only=False):
-        pieces = imported.split(".")
-        if pieces[0] != "solverdistill" or len(pieces) < 2 or f"solverdistill.{pieces[1]}" not in known:
-            continue
-        other = pieces[1]
-        assert layer(other) <= layer(own), f"{name} imports {imported}, which lies above it"
-
-
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_frameworks_appear_where_they_belong(name: str) -> None:
-    part = (name.split(".") + [""])[1]
-    for imported in imports(modules()[name], top_level_only=False):
-        framework = imported.split(".")[0]
-        if framework in ALLOWED:
-            assert part in ALLOWED[framework], f"{name} imports {framework}"
+def test_layers_hold() -> None:
+    assert layers.check(ROOT) == []
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

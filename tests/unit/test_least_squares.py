@@ -10,23 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from solverdistill.denoiser import Counted
+from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families import ROSTER, build
 from solverdistill.families.base import Family
-from solverdistill.families.dode import DistilledODE
+from solverdistill.families.learned.dode import DistilledODE
 from solverdistill.fits.batches import take
 from solverdistill.fits.greedy import fit_dode
-from solverdistill.fits.least_squares import LeastSquaresFit, fit_least_squares
-from solverdistill.fits.linear_rows import LinearTable, Registers, Row
+from solverdistill.fits.least_squares.fit import LeastSquaresFit, fit_least_squares
+from solverdistill.fits.least_squares.linear_rows import LinearTable, Registers, Row
+from solverdistill.fits.least_squares.row_equations import KEEP, row_equations
+from solverdistill.fits.least_squares.row_fits import fit_rows
 from solverdistill.fits.report import Meter
-from solverdistill.fits.row_equations import KEEP, row_equations
-from solverdistill.fits.row_fits import fit_rows
-from solverdistill.grids import Grid
-from solverdistill.noise import EDM, float64
-from solverdistill.objectives import Batch
-from solverdistill.program import sample
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.levels import float64
+from solverdistill.noise.paths import EDM
+from solverdistill.objectives.distances import rmse
+from solverdistill.programs.playing import sample
+from solverdistill.references.batch import Batch
+from solverdistill.references.solving import Reference, solve_reference
+from solverdistill.references.trajectory import Trajectory
 from solverdistill.teachers.mixture import Mixture, mixture, toy_mixture
-from solverdistill.trajectories import Reference, Trajectory, rmse, solve_reference
 from tests.property.test_roster import GRIDS, random_params
 
 LINEAR = [name for name in sorted(ROSTER) if build(name, GRIDS["edm"]).linear_params]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scripts.benchmarks import mnist_classifier
 from scripts.benchmarks.mnist_classifier import MnistClassifier, fit, load, main, read_labels
-from solverdistill.evaluation.extractors import open_space
+from solverdistill.evaluation.metrics.feature_spaces import open_space
 from solverdistill.teachers.mixture import toy_mixture
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from solverdistill.noise import analytical_denoised, make_level, make_path
+from solverdistill.noise.levels import analytical_denoised, make_level
+from solverdistill.noise.paths import make_path
 
 PATHS = ["edm", "flow", {"name": "flow", "shift": 3.0}, "vp", "cosine", "discrete"]
 INSIDE = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from solverdistill.denoiser import Teacher
+from solverdistill.denoisers.base import Teacher
 from solverdistill.networks.dhariwal_unet import DhariwalUNet
 from solverdistill.networks.preconditioning import Preconditioned
 from solverdistill.networks.song_unet import SongUNet
 from solverdistill.teachers import nvlabs
-from solverdistill.teachers.cards import Card, card, cards
+from solverdistill.teachers.checkpoints.cards import Card, card, cards
 from solverdistill.teachers.nvlabs import PRECONDITIONINGS, build, edm_checkpoint
 from tests.pickle_making import as_persistent, persistent, write_checkpoint
 from tests.test_networks import fill

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from solverdistill import Grid, families
-from solverdistill.denoiser import Counted
-from solverdistill.features import feature_network, inception_weights_path
-from solverdistill.local import LocalTruncation
-from solverdistill.objectives import Batch, PublishedEPD, Trajectory, distance, endpoint, feature_mse, mse
-from solverdistill.perceptual import LPIPS, weights_path
-from solverdistill.program import sample
+from solverdistill.denoisers.wrappers import Counted
+from solverdistill.objectives.distances import distance, feature_mse, mse
+from solverdistill.objectives.features import feature_network, inception_weights_path
+from solverdistill.objectives.local_truncation import LocalTruncation
+from solverdistill.objectives.lpips import LPIPS, weights_path
+from solverdistill.objectives.published_epd import PublishedEPD
+from solverdistill.objectives.rollout import Trajectory, endpoint
+from solverdistill.programs.playing import sample
+from solverdistill.references.batch import Batch
 from solverdistill.teachers.mixture import Mixture, toy_mixture
 
 FAMILY = families.build("epd", Grid("polynomial", 3), afs=True)
@@ -99,7 +102,7 @@ def test_losses_of_images_reach_the_params_through_the_decoder(monkeypatch: pyte
         assert a.shape[1] == b.shape[1] == 12
         return mse(a, b)
 
-    monkeypatch.setattr("solverdistill.objectives.LPIPS", lambda net: perceptual)
+    monkeypatch.setattr("solverdistill.objectives.distances.LPIPS", lambda net: perceptual)
     features = endpoint("mse", lambda images: images[:, :4] ** 2, 2.0)
     for objective in (endpoint("lpips_vgg"), features, PublishedEPDLoss(), LocalTruncation("lpips_vgg")):
         chosen: Any = replace(objective, decode=decode)  # type: ignore[type-var]

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from solverdistill import Grid, families, sample
-from solverdistill.denoiser import Guided, per_sample
-from solverdistill.noise import Path as NoisePath
-from solverdistill.noise import make_path
-from solverdistill.teachers.callable import load_own
-from solverdistill.teachers.integer_times import snap_program
+from solverdistill.denoisers.base import per_sample
+from solverdistill.denoisers.wrappers import Guided
+from solverdistill.noise.paths import Path as NoisePath
+from solverdistill.noise.paths import make_path
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.teachers.own import OwnTeacher
-from solverdistill.teachers.schedules import NativeLevels, make_schedule
+from solverdistill.teachers.own.integer_times import snap_program
+from solverdistill.teachers.own.load import load_own
+from solverdistill.teachers.own.native_levels import NativeLevels, make_schedule
+from solverdistill.teachers.own.teacher import OwnTeacher
 
 DISCRETE = {"name": "discrete", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
 SCHEDULES: dict[str, Any] = {
@@ -87,7 +88,7 @@ def own(schedule: Any, prediction: str, time: str, factor: float = 1.0, **option
 
 
 def convention(prediction: str, time: str, factor: float = 1.0, **options: Any) -> Any:
-    from solverdistill.teachers.conventions import Convention
+    from solverdistill.teachers.own.conventions import Convention
 
     return Convention(prediction, time, time_scale=factor, **options)
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from solverdistill.pickles import (
+from solverdistill.support.pickles import (
     PersistentObject,
     Record,
     Reference,

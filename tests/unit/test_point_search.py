@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from solverdistill import families
-from solverdistill.denoiser import Counted
+from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families.base import Family, Params
-from solverdistill.families.epd import EPD
+from solverdistill.families.learned.epd import EPD
 from solverdistill.fits import point_search
 from solverdistill.fits.batches import take_solved
 from solverdistill.fits.point_search import (
@@ -24,11 +24,13 @@ from solverdistill.fits.point_search import (
     search_points,
 )
 from solverdistill.fits.report import Meter
-from solverdistill.grids import Grid
-from solverdistill.objectives import Batch
-from solverdistill.program import sample
+from solverdistill.noise.grids import Grid
+from solverdistill.objectives.distances import rmse
+from solverdistill.programs.playing import sample
+from solverdistill.references.batch import Batch
+from solverdistill.references.solving import Reference
+from solverdistill.references.trajectory import Trajectory
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.trajectories import Reference, Trajectory, rmse
 
 GRID = Grid("polynomial", steps=3, start=80.0, end=0.002, rho=7.0)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from solverdistill import Grid, families
-from solverdistill.program import Evaluation, SolverProgram, repeat_cond, sample
+from solverdistill.programs.playing import Evaluation, repeat_cond, sample
+from solverdistill.programs.program import SolverProgram
 from solverdistill.teachers.mixture import toy_mixture
 
 

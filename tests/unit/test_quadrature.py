@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from solverdistill import families
-from solverdistill.families.epd import EPD
-from solverdistill.families.quadrature import exponential_gauss
-from solverdistill.grids import Grid
+from solverdistill.families.learned.epd import EPD
+from solverdistill.families.learned.quadrature import exponential_gauss
+from solverdistill.noise.grids import Grid
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 

@@ -10,18 +10,19 @@ import pytest
 import torch
 
 from solverdistill import families
-from solverdistill.denoiser import Counted
+from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families.base import Params
-from solverdistill.families.epd import EPD
-from solverdistill.fits.entrants import entrants, from_lower
-from solverdistill.fits.race import RaceFit, run_race
-from solverdistill.grids import Grid
-from solverdistill.noise import VP
-from solverdistill.objectives import Batch
-from solverdistill.program import sample
-from solverdistill.students import Student
+from solverdistill.families.learned.epd import EPD
+from solverdistill.families.student import Student
+from solverdistill.fits.race.entrants import entrants, from_lower
+from solverdistill.fits.race.fit import RaceFit, run_race
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import VP
+from solverdistill.objectives.distances import rmse
+from solverdistill.programs.playing import sample
+from solverdistill.references.batch import Batch
+from solverdistill.references.solving import Reference
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.trajectories import Reference, rmse
 
 
 def solved(count: int) -> Batch:

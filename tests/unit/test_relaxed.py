@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from solverdistill.relaxed import accept, move, noise_kl_bound, prior_bound, project, shift_rate
+from solverdistill.fits.gradient.relaxed_noise import accept, move, noise_kl_bound, prior_bound, project, shift_rate
 
 
 def test_projection_keeps_what_is_inside_and_shortens_the_rest() -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from solverdistill import Grid, families, save_solver
-from solverdistill.denoiser import Guided
-from solverdistill.guidance import make_guided
-from solverdistill.sampling import SamplingPlan, contact_sheet, draw, parse_seeds, save_images
+from solverdistill.denoisers.guidance import make_guided
+from solverdistill.denoisers.wrappers import Guided
+from solverdistill.evaluation.sampling import SamplingPlan, contact_sheet, draw, parse_seeds, save_images
 from solverdistill.teachers.mixture import Mixture, toy_mixture
 
 PROGRAM = families.build("ipndm", Grid(steps=3)).program()

@@ -9,10 +9,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from solverdistill.configuration import make_student
-from solverdistill.grids import Grid
-from solverdistill.noise import Flow
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.paths import Flow
 from solverdistill.teachers.mixture import Mixture, toy_mixture
+from solverdistill.training.configuration import make_student
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LEVELS = [80.0, 9.5, 1.25, 0.002]

@@ -14,25 +14,22 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from solverdistill.denoiser import Counted, Guided, Teacher
-from solverdistill.evaluation.references import EndPoints
+from solverdistill.denoisers.base import Teacher
+from solverdistill.denoisers.wrappers import Counted, Guided
+from solverdistill.evaluation.end_points import EndPoints
 from solverdistill.families import build
-from solverdistill.grids import Grid
-from solverdistill.noise import Cosine, Flow, float64
-from solverdistill.objectives import Batch
-from solverdistill.targets import (
-    CHUNK,
-    SeededBatches,
-    Source,
-    TargetData,
-    Targets,
-    TargetSettings,
-    describe,
-    make_targets,
-)
+from solverdistill.noise.grids import Grid
+from solverdistill.noise.levels import float64
+from solverdistill.noise.paths import Cosine, Flow
+from solverdistill.objectives.distances import rmse
+from solverdistill.references.batch import Batch
+from solverdistill.references.datamodule import SeededBatches, TargetData
+from solverdistill.references.seeding import SPLITS, noise_of, seeded_noise
+from solverdistill.references.solving import Reference
+from solverdistill.references.targets import CHUNK, Source, Targets, TargetSettings, describe, make_targets
+from solverdistill.references.trajectory import Trajectory
 from solverdistill.teachers.digits import edm_digits
 from solverdistill.teachers.mixture import Mixture, toy_mixture
-from solverdistill.trajectories import SPLITS, Reference, Trajectory, noise_of, rmse, seeded_noise
 
 FAST = Reference(solver="euler", steps=6)
 EPD = build("epd", Grid(steps=3), "edm", points=1)
@@ -245,7 +242,7 @@ class Exactly:
         self.levels = levels
 
     def solve(self, teacher: Teacher, denoiser: Any, noise: Tensor, cond: Any) -> Trajectory:
-        from solverdistill.trajectories import solve_adaptive
+        from solverdistill.references.solving import solve_adaptive
 
         with torch.no_grad():
             return solve_adaptive(teacher.path, self.levels, denoiser, noise, cond)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from solverdistill.noise import Level, make_level
-from solverdistill.program import sample
-from solverdistill.tracing import Eager, Register, Trace
+from solverdistill.noise.levels import Level, make_level
+from solverdistill.programs.playing import sample
+from solverdistill.programs.tracing import Eager, Register, Trace
 
 HALF = make_level(0.5, 2.0)
 

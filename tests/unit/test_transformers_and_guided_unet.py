@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from solverdistill.denoiser import Teacher
+from solverdistill.denoisers.base import Teacher
 from solverdistill.networks import DiT, GuidedUNet
 from solverdistill.teachers.consistency import ConsistencyTeacher
-from solverdistill.teachers.own import OwnTeacher
+from solverdistill.teachers.own.teacher import OwnTeacher
 from solverdistill.teachers.sit import dit_teacher, sit_teacher
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "networks"

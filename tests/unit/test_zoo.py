@@ -15,9 +15,9 @@ import torch
 
 from scripts.make_zoo import make
 from solverdistill import load_solver, make_path, read_solver, sample, zoo
-from solverdistill.cli import main
-from solverdistill.coefficients import schema
+from solverdistill.commands.main import main
 from solverdistill.families import build
+from solverdistill.programs.solver_file import schema
 from solverdistill.teachers.mixture import toy_mixture
 
 ROOT = Path(__file__).parents[2]

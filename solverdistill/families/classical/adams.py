@@ -11,7 +11,7 @@ from torch import Tensor
 from solverdistill.families.base import History, State, Timeline
 from solverdistill.families.classical.interpolation import adams_bashforth, uniform_adams_bashforth
 from solverdistill.families.ode import OdeFamily, Slope
-from solverdistill.noise import float64
+from solverdistill.noise.levels import float64
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from solverdistill.families.base import Timeline
 from solverdistill.families.classical.adams import AdamsBashforth
 from solverdistill.families.classical.interpolation import adams_bashforth, lagrange_basis, quadrature
-from solverdistill.grids import vp_map
+from solverdistill.noise.grids import vp_map
 
 RIEMANN_POINTS = 10_000
 GAUSS_POINTS = 128

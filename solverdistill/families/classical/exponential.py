@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from solverdistill.families.base import Evaluator, Family, State, Timeline
-from solverdistill.noise import analytical_denoised
+from solverdistill.noise.levels import analytical_denoised
 
 
 class Linear(NamedTuple):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from solverdistill.noise import Discrete, Flow, Path
+from solverdistill.noise.paths import Discrete, Flow, Path
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "denoised", "flow_prediction": "flow"}
 LAST_ALPHA_SQUARE = 2.0**-24

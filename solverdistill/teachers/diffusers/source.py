@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from solverdistill.settings import check_fields
+from solverdistill.support.type_checks import check_fields
 from solverdistill.teachers.diffusers.folder import load_network, part_folder, pipeline_folder, read_json
 from solverdistill.teachers.diffusers.prompts import PromptTable, embed_prompts, read_prompts
 from solverdistill.teachers.diffusers.schedule import Schedule, make_schedule

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solverdistill.denoiser import Teacher, per_sample
+from solverdistill.denoisers.base import Teacher, per_sample
 from solverdistill.teachers.diffusers.backbones import Backbone
 from solverdistill.teachers.diffusers.prompts import ClassLabels, PromptTable
 from solverdistill.teachers.diffusers.schedule import Schedule

@@ -1,0 +1,1 @@
+"""The commands of `solverdistill`; thin doors over the package."""

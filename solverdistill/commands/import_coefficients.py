@@ -1,0 +1,82 @@
+"""Turn a published coefficient file of another project into a solver file.
+
+    python scripts/import_coefficients.py network-snapshot-000010.pkl --model cifar10 --out solver.json
+    python scripts/import_coefficients.py best_v2.pt --solver ipndm --order 3 --out solver.json
+    python scripts/import_coefficients.py ns_sampling.py --steps 8 --model flowdcn --out solver.json
+    python scripts/import_coefficients.py sigmas.txt --solver dpmpp --order 2 --model sd15 --out solver.json
+
+Reads EPD, AdaSDE (its deterministic part), AMED (mean coefficients), DyWeight, GAS, LD3, NeuralSolver (DSS), and lists
+of steps as AYS, OSS and GITS publish them; what a file is, is told by its content. Nothing in it is executed. What a
+user should know about the result is printed and stored in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from solverdistill.importers import Settings, import_solver
+from solverdistill.importers.known_models import MODELS
+from solverdistill.support.mistakes import say_and_exit
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("file", help="the published file")
+    made.add_argument("--out", required=True, help="where to write the solver file")
+    made.add_argument("--model", help=f"the model it belongs to: {', '.join(MODELS)}")
+    made.add_argument("--grid", help="noise levels in place of the published schedule, separated by commas")
+    made.add_argument("--steps", type=int, help="which table of a file with several")
+    made.add_argument("--solver", help="classical solver of a list of steps, or the one under LD3's times")
+    made.add_argument("--order", type=int, help="its order")
+    made.add_argument("--variant", choices=("bh1", "bh2"), help="of unipc")
+    made.add_argument("--predict-noise", action="store_true", help="dpmpp and unipc extrapolate the noise")
+    made.add_argument("--nodes", type=int, help="steps of the teacher, for a list of indices (OSS)")
+    made.add_argument("--mu", type=float, help="logarithm of the time shift of a flow model at your resolution")
+    made.add_argument("--features", help=".npy of bottleneck features (steps, samples, 64) to average AMED over")
+    return made
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Settings that the command line gives."""
+    features = None
+    if options.features:
+        import numpy as np
+        import torch
+
+        features = torch.from_numpy(np.load(options.features, allow_pickle=False))
+    return Settings(
+        model=options.model,
+        grid=None if options.grid is None else [float(level) for level in options.grid.split(",")],
+        steps=options.steps,
+        solver=options.solver,
+        order=options.order,
+        variant=options.variant,
+        predict_x0=False if options.predict_noise else None,
+        nodes=options.nodes,
+        mu=options.mu,
+        features=features,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Import one file; a mistake is told in one sentence."""
+    options = parser().parse_args(arguments)
+    try:
+        found = import_solver(options.file, settings_of(options))
+        written = found.save(Path(options.out))
+    except Exception as error:
+        say_and_exit(error)
+    name = "no family" if found.family is None else found.family.name
+    teacher = found.provenance.get("teacher", {}).get("name", "a model that the file does not name")
+    print(f"{written}: {found.provenance['imported']['format']} for {teacher}, as {name}")
+    print(f"nfe {found.program.nfe}, depth {found.program.depth}")
+    for remark in found.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

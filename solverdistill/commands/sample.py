@@ -1,0 +1,77 @@
+"""Images from a solver file and its teacher: grid.png and a folder of PNG files.
+
+    python scripts/sample.py model=edm_digits solver_file=outputs/a/solver.json seeds=0-63
+    python scripts/sample.py model=edm_digits solver_file=a.json classes=[0,1,2] seeds=0-9
+    python scripts/sample.py model=sd15 solver_file=a.json 'prompts=["a red fox in the snow"]' seeds=0-3 batch_size=4
+
+An image depends on its seed and its class or prompt alone: not on the batch size, the device's generator or the other
+images.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as train.py
+
+import hydra  # noqa: E402
+from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
+
+from solverdistill.training.config_files import find_configs  # noqa: E402
+
+
+@hydra.main(version_base="1.3", config_path=str(find_configs()), config_name="sample")
+def main(config: DictConfig) -> None:
+    """Make the images; a mistake in the settings is told in one sentence."""
+    from solverdistill.support.mistakes import say_and_exit
+
+    try:
+        run(config)
+    except Exception as error:
+        say_and_exit(error, output_dir=str(config.output_dir))
+
+
+def run(config: DictConfig) -> None:
+    """Load solver and teacher, make the images and write them."""
+    from solverdistill.denoisers.guidance import make_guided
+    from solverdistill.evaluation.sampling import SamplingPlan, draw, parse_seeds, save_images
+    from solverdistill.programs.solver_file import read_solver
+    from solverdistill.support.processes import pick_device
+    from solverdistill.support.progress import TargetProgress, console
+
+    file = read_solver(config.solver_file)
+    options: Any = OmegaConf.to_container(config, resolve=True)
+    guidance = (file.provenance.get("guidance") or 1.0) if config.guidance is None else options["guidance"]
+    if config.prompts is not None:
+        with open_dict(config.model):
+            config.model.prompts = config.prompts
+    teacher = hydra.utils.instantiate(config.model)
+    classes = options["classes"]
+    if config.prompts is not None and classes is None:
+        classes = list(range(teacher.conditions.count))
+    plan = SamplingPlan(parse_seeds(options["seeds"]), classes, config.batch_size, config.grid_images)
+    fitted: Any = file.provenance.get("teacher") or {}
+    if fitted.get("fingerprint") not in (None, teacher.fingerprint()):
+        console().print(f"note: the solver was fitted to another teacher, {fitted.get('name')}", soft_wrap=True)
+    teacher, denoiser = make_guided(teacher, guidance)
+    device = pick_device(config.device)
+    bar, total, output = TargetProgress("images"), len(plan.wanted), Path(config.output_dir)
+    images = draw(plan, file.program, teacher, denoiser.to(device), device, lambda done: bar(teacher.name, done, total))
+    save_images(images, plan, output)
+    console().print(
+        f"{total} images, nfe {file.program.nfe}, depth {file.program.depth}: grid.png and images/ are in {output}",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    from solverdistill.support.mistakes import say_and_exit
+
+    os.environ.setdefault("SOLVERDISTILL_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", ""))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then lets exceptions through, for one sentence instead of six lines
+    try:
+        main()
+    except Exception as error:
+        say_and_exit(error)

@@ -1,0 +1,78 @@
+"""Search the noise levels of a student without gradients, and print them as a list for `solver.grid`.
+
+    python scripts/search_grid.py model=edm_digits +search.method=gits +search.steps=6
+    grid=$(python scripts/search_grid.py model=edm_digits +search.method=oss +search.steps=6)
+    python train.py solver=dss model=edm_digits solver.nfe=6 '~solver.grid' "+solver.grid=$grid"
+
+hydra puts no list in the place of a rule, so the rule is taken away first.
+
+Takes the model, guidance, seed and trainer of train.py. Settings under `+search.`: method (gits or oss) and steps;
+samples, batch_size, reference.steps and the rest of the fine reference; and those of the method: metric, gamma, afs,
+solver (gits), combine (oss). What the search cost is told on stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from solverdistill.training.config_files import find_configs
+
+# No output folder of its own: the printed list is the output.
+NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
+
+
+@hydra.main(version_base="1.3", config_path=str(find_configs()), config_name="train")
+def main(config: DictConfig) -> None:
+    """Search a grid; a mistake in the settings is told in one sentence."""
+    from solverdistill.support.mistakes import say_and_exit
+
+    try:
+        search(config)
+    except Exception as error:
+        say_and_exit(error)
+
+
+def search(config: DictConfig) -> None:
+    """Print the levels, and on stderr what they cost."""
+    import logging
+
+    from lightning import Trainer
+
+    from solverdistill.denoisers.guidance import make_guided
+    from solverdistill.fits.grid_search.search import make_method, search_grid
+    from solverdistill.training.configuration import check_config, plain
+
+    with open_dict(config):
+        options: Any = OmegaConf.to_container(OmegaConf.create(config.pop("search", {})), resolve=True)
+    check_config(config)
+    method, steps = options.pop("method", "gits"), options.pop("steps", None)
+    sizes = {name: options.pop(name) for name in ("samples", "batch_size") if name in options}
+    described = {"_target_": "solverdistill.references.solving.Reference", "steps": 60, **options.pop("reference", {})}
+    chosen = make_method(method, options)
+    teacher = hydra.utils.instantiate(config.model)
+    teacher, denoiser = make_guided(teacher, plain(config.guidance))
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # devices and tips
+    trainer = Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False, enable_checkpointing=False)
+    device = trainer.strategy.root_device
+    denoiser.to(device)
+    reference = hydra.utils.instantiate(described)
+    found = search_grid(chosen, teacher, denoiser, steps, reference=reference, seed=config.seed, device=device, **sizes)
+    print(f"[{','.join(map(repr, found.levels))}]")
+    print(f"{method}: points {list(found.indices)}; {found.evaluations} evaluations of the teacher", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    from solverdistill.support.mistakes import say_and_exit
+
+    os.environ.setdefault("SOLVERDISTILL_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", ""))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then lets exceptions through, for one sentence instead of six lines
+    sys.argv[1:1] = NO_FOLDER
+    try:
+        main()
+    except Exception as error:
+        say_and_exit(error)

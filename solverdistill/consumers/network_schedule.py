@@ -1,0 +1,107 @@
+"""The schedule of a network of diffusers: its own scale, and the timestep of any noise level.
+
+Levels become timesteps as the teacher does it (`teachers.diffusers.schedule`), so that what a solver was fitted with is
+what it is played with: log alpha is piecewise linear between the M entries of the network's alphas_cumprod, its end
+segments go on past the ends, and nothing is rounded to integers. Where the schedule ends at pure noise (zero terminal
+SNR) that is the last timestep. A flow network's timestep is M sigma at alpha + sigma = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from solverdistill.noise.paths import Discrete, Flow, make_path
+from solverdistill.teachers.diffusers.schedule import Schedule, make_schedule
+
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "denoised": "sample", "flow": "flow_prediction"}
+SCHEDULE_KEYS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "shift")
+
+
+@dataclass(frozen=True)
+class NetworkSchedule:
+    """What a network of diffusers predicts, and on which schedule.
+
+    Args:
+        schedule: The teacher's description of it.
+        description: Keys of a scheduler configuration that say the same, for other schedulers.
+    """
+
+    schedule: Schedule
+    description: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts, in diffusers' words."""
+        return PREDICTIONS[self.schedule.prediction]
+
+    @property
+    def steps(self) -> int:
+        """Number M of training timesteps."""
+        return self.schedule.steps
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether states have alpha + sigma = 1 instead of alpha^2 + sigma^2 = 1."""
+        return self.schedule.prediction == "flow"
+
+    def scale(self, alpha: float, sigma: float) -> float:
+        """Factor that brings a state of a level to the network's own scale."""
+        return 1 / (alpha + sigma if self.is_flow else math.hypot(alpha, sigma))
+
+    def timestep(self, alpha: float, sigma: float) -> float:
+        """Timestep of a level, in the network's own unit; fractional.
+
+        Raises:
+            ValueError: alpha is 0, and the network's schedule does not end there.
+        """
+        if self.is_flow:
+            return self.steps * sigma / (alpha + sigma)
+        pair = (torch.tensor([value], dtype=torch.float64) for value in (alpha, sigma))
+        return float(self.schedule.timestep(*pair))
+
+    def is_inside(self, timestep: float) -> bool:
+        """Whether the network was trained around a timestep."""
+        return (0 if self.is_flow else -0.5) <= timestep <= self.steps - (0 if self.is_flow else 0.5)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NetworkSchedule:
+        """Read the configuration of a pipeline's scheduler.
+
+        Raises:
+            ValueError: a network that is not of these kinds.
+        """
+        description = {key: config[key] for key in SCHEDULE_KEYS if key in config}
+        name = str(config.get("_class_name", ""))
+        if "sigma_data" in config:
+            known = ", ".join(PREDICTIONS.values())
+            raise ValueError(f"{name or 'the scheduler'} preconditions its network as EDM does; known kinds: {known}")
+        if config.get("prediction_type") == "flow_prediction" or name.startswith("FlowMatch"):
+            # shifts, static or dynamic, choose default levels; they do not change what a level is called
+            return cls(Schedule(Flow(), "flow", int(config.get("num_train_timesteps", 1000))), description)
+        return cls(make_schedule(config), description)
+
+    @classmethod
+    def from_teacher(cls, teacher: Mapping[str, Any]) -> NetworkSchedule:
+        """Read a teacher's description, as a solver file has it under `provenance.teacher`.
+
+        Raises:
+            ValueError: it names no prediction type, or a path without timesteps.
+        """
+        prediction, described = str(teacher.get("prediction")), teacher.get("path")
+        path = make_path(described) if described else None
+        if prediction == "flow" and isinstance(path, Flow):
+            return cls(Schedule(path, prediction))
+        if prediction not in PREDICTIONS or prediction == "flow" or not isinstance(path, Discrete):
+            raise ValueError(
+                f"the solver file does not say which timesteps its network takes (prediction {prediction!r}, path "
+                f"{path and path.name!r}); give the pipeline or its scheduler"
+            )
+        table = (2 * path.table[1]).exp().tolist()
+        betas = [1 - after / before for after, before in zip(table, [1.0, *table[:-1]], strict=True)]
+        schedule = Schedule(path, prediction, path.steps, bool(teacher.get("zero_snr", False)))
+        return cls(schedule, {"trained_betas": betas})

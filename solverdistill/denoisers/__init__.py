@@ -1,0 +1,1 @@
+"""One interface for every network, wrappers, guidance."""

@@ -1,0 +1,1 @@
+"""Distances between pairs of images and between sets of them."""

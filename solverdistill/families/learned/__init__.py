@@ -1,0 +1,1 @@
+"""Learned solver families, one file per paper."""

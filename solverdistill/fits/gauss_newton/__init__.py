@@ -1,0 +1,1 @@
+"""Damped second-order steps on the end points."""

@@ -1,0 +1,255 @@
+"""Damped Gauss-Newton (Levenberg-Marquardt) on the end points: second-order fits of the few params of a student.
+
+A step solves ``(H + damping diag(H)) step = -g`` with the equations of `fits.gauss_newton.normal_equations`, on fresh
+samples each time, and is kept only if it lowers the error on held-out samples.
+
+With exact derivatives one iteration costs a directional derivative per param. With sketched curvature it costs two
+backward passes whatever the number of params, and the curvature of former iterations is remembered: H is a running mean
+over sketches. It is the default because it ends lower for less (docs/benchmarks/fits.md); exact derivatives need no
+activations, so their memory is that of inference.
+
+References: Levenberg, Quarterly of Applied Mathematics 2, 1944; Marquardt, SIAM Journal 11, 1963, Eq. 33.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from solverdistill.denoisers.wrappers import Checkpointed
+from solverdistill.families.base import Family, Params
+from solverdistill.fits.batches import mean_error, take
+from solverdistill.fits.gauss_newton.normal_equations import Equations, NormalEquations, damped_step, moved
+from solverdistill.fits.gauss_newton.sketches import random_signs
+from solverdistill.fits.report import FitReport, Meter, Point
+from solverdistill.references.batch import Batch
+from solverdistill.support.processes import share
+from solverdistill.support.type_checks import check_fields
+
+JACOBIANS = ("sketch", "exact")
+FIRST_DAMPING = {"sketch": 0.1, "exact": 0.01}  # the first sketches are rough
+LAST_TRIES = 6  # further dampings where giving up ends the fit, because the equations would be the same again
+Progress = Callable[[int, int, float], None]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GaussNewtonFit:
+    """Settings of `fit_gauss_newton`.
+
+    Args:
+        iterations: Steps, at most.
+        samples: Training samples per step, drawn anew for each; null for all.
+        batch_size: Samples that go through the network at once.
+        jacobian: "sketch": curvature from random projections, two backward passes per step; "exact": all derivatives
+            in forward mode, without back-propagation.
+        sketches: Random projections of every sample; each costs a backward pass.
+        memory: Share of the remembered curvature in that of a sketched step.
+        checkpointing: Recompute the network in the backward pass of a sketch, so that one network graph is in memory
+            at a time.
+        directions: Directional derivatives taken at once by "exact"; they multiply the memory of a batch.
+        damping: Damping of the first step, a share of the diagonal; null: that of `FIRST_DAMPING`.
+        damping_factor: Factor between the dampings that are tried.
+        tries: Dampings tried per step, at most.
+        power: The fit lowers mean rmse^power: 1 is the mean error, up to 2 the worst samples weigh more. Steps are kept
+            by the mean error all the same.
+        floor: Smallest error that reweighting divides by, as a share of the held-out mean error.
+        tolerance: Share by which a step must lower the held-out error to count as progress.
+        patience: Steps without progress after which the fit stops.
+        evaluations: Budget of network evaluations, in forward equivalents, after which the fit stops; null for none.
+        seed: Seed of the initial params, of the samples drawn and of the projections.
+    """
+
+    iterations: int = 30
+    samples: int | None = 128
+    batch_size: int = 64
+    jacobian: str = "sketch"
+    sketches: int = 1
+    memory: float = 0.5
+    checkpointing: bool = False
+    directions: int = 8
+    damping: float | None = None
+    damping_factor: float = 4.0
+    tries: int = 4
+    power: float = 1.0
+    floor: float = 0.1
+    tolerance: float = 0.01
+    patience: int = 4
+    evaluations: int | None = None
+    seed: int = 0
+    interval: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        names = ("iterations", "samples", "batch_size", "sketches", "directions", "tries", "patience", "evaluations")
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"fit.{name} must be at least 1, not {value}")
+        for name, above in (("damping", 0.0), ("floor", 0.0), ("damping_factor", 1.0)):
+            if getattr(self, name) is not None and not getattr(self, name) > above:
+                raise ValueError(f"fit.{name} must be above {above:g}, not {getattr(self, name)}")
+        if not 0 <= self.memory < 1:
+            raise ValueError(f"fit.memory must be at least 0 and below 1, not {self.memory}")
+        if not 1 <= self.power <= 2:
+            raise ValueError(f"fit.power must lie between 1 and 2, not {self.power}")
+        if self.jacobian not in JACOBIANS:
+            raise ValueError(f"fit.jacobian {self.jacobian!r} is unknown; known: {', '.join(JACOBIANS)}")
+
+
+@torch.no_grad()
+def fit_gauss_newton(
+    family: Family,
+    denoiser: Any,
+    train: Batch,
+    held_out: Batch,
+    settings: GaussNewtonFit | None = None,
+    start: Params | None = None,
+    progress: Progress | None = None,
+    error: float | None = None,
+) -> tuple[Params, FitReport]:
+    """Fit a student's params to reference end points; see the module for the equations.
+
+    A step is kept only if it lowers the mean RMSE on the held-out samples, so the last params are the best, and a step
+    that diverges, or that the family refuses, is undone. From one damping on, larger ones are tried until a step is
+    kept, or smaller ones while they are better still; the next iteration begins with the damping that was best.
+    Deterministic for a seed. Processes of one run share the samples and end at the same params.
+
+    Args:
+        family: The student.
+        denoiser: The teacher, possibly guided, on the device of the batches.
+        train: Samples to fit, with their end points; the same in all processes.
+        held_out: Samples that decide which steps are kept; the same in all processes.
+        settings: How the fit runs.
+        start: Params to start from; those of the seed by default.
+        progress: Called with (iteration, iterations, held-out error).
+        error: Mean RMSE of the start on the held-out samples, where it is known already.
+    Returns:
+        The params, float64 on the host, and the report.
+    Raises:
+        ValueError: the family has no params that change its table.
+    """
+    settings = settings or GaussNewtonFit()
+    return _Fit(family, denoiser, train, held_out, settings).run(start, progress, error)
+
+
+class _Fit:
+    """One run of `fit_gauss_newton`."""
+
+    def __init__(self, family: Family, denoiser: Any, train: Batch, held_out: Batch, settings: GaussNewtonFit) -> None:
+        self.family, self.denoiser, self.train, self.settings = family, denoiser, train, settings
+        self.held_out = held_out
+        self.meter = Meter(train.noise.device)
+        recomputed = settings.checkpointing and settings.jacobian == "sketch"
+        self.equations = Equations(
+            Checkpointed(denoiser) if recomputed else denoiser,
+            settings.batch_size,
+            settings.jacobian,
+            settings.sketches,
+            settings.power,
+            settings.directions,
+            self.meter,
+        )
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.damping = FIRST_DAMPING[settings.jacobian] if settings.damping is None else settings.damping
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def run(self, start: Params | None, progress: Progress | None, known: float | None) -> tuple[Params, FitReport]:
+        settings, idle, stopped = self.settings, 0, "all iterations done"
+        initial = self.family.init(settings.seed) if start is None else start
+        params = {name: value.detach().to("cpu", torch.float64) for name, value in initial.items()}
+        history, remembered = [self._point(self.error(params) if known is None else known)], None
+        for iteration in range(settings.iterations):
+            drawn = self._linearise(params, history[-1].rmse)
+            if not drawn.finite:
+                stopped = "the derivatives are not finite"
+                break
+            remembered = self._remember(remembered, drawn)
+            params, error = self._advance(params, history[-1].rmse, remembered)
+            idle = idle + 1 if error > (1 - settings.tolerance) * history[-1].rmse else 0
+            exhausted = error == history[-1].rmse and self._repeats
+            history.append(self._point(error))
+            log.debug("gauss_newton: held-out RMSE %.4g after %d evaluations", error, history[-1].evaluations)
+            if progress is not None:
+                progress(iteration + 1, settings.iterations, error)
+            if exhausted or idle >= settings.patience:
+                stopped = "no step lowers the held-out error" if exhausted else "plateau"
+                break
+            if settings.evaluations is not None and self.meter.evaluations >= settings.evaluations:
+                stopped = "budget spent"
+                break
+        note = f"derivatives: {self.equations.derivatives}"
+        return params, FitReport.of("gauss_newton", history, self.meter, stopped, note)
+
+    def error(self, params: Params) -> float:
+        """Mean RMSE on the held-out samples of all processes; infinite where the family refuses the params."""
+        try:
+            program = self.family.program(params)
+        except ValueError:
+            return float("inf")
+        return mean_error(program, self.denoiser, self.held_out, self.settings.batch_size, self.meter)
+
+    def _linearise(self, params: Params, error: float) -> NormalEquations:
+        """Normal equations on samples drawn by position, of which each process takes its share."""
+        positions = self._draw()
+        signs = torch.empty(0, len(positions), dtype=torch.int8)
+        if self.settings.jacobian == "sketch":
+            shape = (self.settings.sketches, len(positions), *self.train.noise.shape[1:])
+            signs = random_signs(shape, self.generator)
+        own = share(torch.arange(len(positions)))
+        batch, floor = take(self.train, positions[own]), self.settings.floor * error
+        return self.equations(self.family, params, batch, signs[:, own], floor, len(positions))
+
+    def _remember(self, before: NormalEquations | None, drawn: NormalEquations) -> NormalEquations:
+        """The running mean of sketched curvatures; the gradient is always that of the samples drawn."""
+        if before is None or self.settings.jacobian != "sketch":
+            return drawn
+        memory = self.settings.memory
+        return NormalEquations(memory * before.H + (1 - memory) * drawn.H, drawn.g)
+
+    def _advance(self, params: Params, error: float, equations: NormalEquations) -> tuple[Params, float]:
+        """Walk along the damping: up until the error falls, or down while it falls further."""
+        best, damping, factor = (params, error), self.damping, 0.0
+        for attempt in range(self.settings.tries + (LAST_TRIES if self._repeats else 0)):
+            if attempt >= self.settings.tries and best[1] < error:
+                break
+            candidate = moved(params, damped_step(equations, damping))
+            trial = self.error(candidate)
+            better = trial < best[1]
+            if better:
+                best, self.damping = (candidate, trial), damping
+            if factor == 0.0:
+                factor = 1 / self.settings.damping_factor if better else self.settings.damping_factor
+            elif better != (factor < 1):
+                break
+            damping *= factor
+        if best[1] == error and not self._repeats:
+            self.damping *= self.settings.damping_factor  # other samples come next: begin with a shorter step
+        return best
+
+    @property
+    def _takes_all(self) -> bool:
+        return self.settings.samples is None or self.settings.samples >= self.train.noise.shape[0]
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether the next iteration would find the same equations again."""
+        return self._takes_all and self.settings.jacobian == "exact"
+
+    def _draw(self) -> Tensor:
+        """Positions of the samples of a step: the next ones of a seeded order, which is drawn anew when used up."""
+        count, wanted = self.train.noise.shape[0], self.settings.samples
+        if wanted is None or wanted >= count:
+            return torch.arange(count)
+        if len(self.order) < wanted:
+            self.order = torch.randperm(count, generator=self.generator)
+        drawn, self.order = self.order[:wanted], self.order[wanted:]
+        return drawn
+
+    def _point(self, error: float) -> Point:
+        return Point(error, self.meter.evaluations, self.meter.seconds)

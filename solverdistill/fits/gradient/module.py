@@ -1,0 +1,219 @@
+"""The Lightning module: holds a student's params, steps an optimizer, keeps the best state; nothing numerical."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from solverdistill.denoisers.wrappers import Checkpointed, Counted
+from solverdistill.families.base import Family, Params
+from solverdistill.fits.gradient.ema import EMA
+from solverdistill.fits.report import FitReport
+from solverdistill.fits.spending import Spending
+from solverdistill.objectives.distances import rmse
+from solverdistill.programs.playing import sample
+from solverdistill.references.batch import Batch
+from solverdistill.support.type_checks import check_fields
+
+OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How gradient descent runs.
+
+    Args:
+        iterations: Training steps.
+        batch_size: Samples per step, over all processes.
+        validations: How often held-out samples are looked at.
+        checkpointing: Recompute the network in the backward pass, so that one network graph is in memory at a time.
+        ema: Decay of an exponential moving average of the params, which is then what is validated and exported; null
+            for none.
+        gradient_clip: Largest norm of the params' gradient; null for no limit.
+        patience: Validations without a new best error after which the fit stops; null goes on to the end.
+        rollback: A held-out error of this many times the best, or none at all, counts as divergence: the params go back
+            to the best ones and the learning rates are halved. Null lets it diverge.
+    """
+
+    iterations: int = 300
+    batch_size: int = 32
+    validations: int = 10
+    checkpointing: bool = False
+    ema: float | None = None
+    gradient_clip: float | None = None
+    patience: int | None = None
+    rollback: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("iterations", "batch_size", "validations", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"fit.{name} must be at least 1, not {value}")
+        if self.rollback is not None and not self.rollback > 1:
+            raise ValueError(f"fit.rollback must be above 1, not {self.rollback}")
+
+    @property
+    def interval(self) -> int:
+        """Training steps between validations."""
+        return max(1, self.iterations // self.validations)
+
+
+class SolverDistillation(LightningModule):
+    """Fit a family's params by gradient descent, one backward pass per roll-out.
+
+    The teacher is not part of the module: checkpoints hold the params, their average, the best params and the
+    optimizer alone.
+
+    Args:
+        family: The student.
+        denoiser: The frozen, possibly guided teacher.
+        objective: Loss of (family, params, denoiser, batch).
+        optimizer: Makes the optimizer from (name, param) pairs.
+        fit: Length, averaging, clipping.
+        scheduler: Makes a learning-rate scheduler, stepped once per training step.
+        seed: Seed of the initial params.
+        start: Params to start from; None for the family's own initial ones.
+    """
+
+    denoiser: Any
+
+    def __init__(
+        self,
+        family: Family,
+        denoiser: Any,
+        objective: Any,
+        optimizer: OptimizerFactory,
+        fit: FitSettings,
+        scheduler: SchedulerFactory | None = None,
+        seed: int = 0,
+        start: Params | None = None,
+    ) -> None:
+        super().__init__()
+        initial = family.init(seed) if start is None else start
+        if not initial:
+            raise ValueError(f"{family.name} has no params to train; it is a classical solver")
+        self.family, self.objective, self.fit, self.seed = family, objective, fit, seed
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        # Kept out of the module tree: checkpoints and DDP must not see the teacher.
+        counted = Counted(denoiser)
+        vars(self).update(counted=counted, denoiser=Checkpointed(counted) if fit.checkpointing else counted)
+        self.spending = Spending(counted)
+        self.params = nn.ParameterDict({name: nn.Parameter(value.clone()) for name, value in initial.items()})
+        self.ema = None if fit.ema is None else EMA(initial, fit.ema)
+        self.best_params: Params = self.current_params()
+        self.best_rmse = float("inf")
+        self.rollbacks, self.idle = 0, 0
+
+    def live_params(self) -> Params:
+        """The params that the optimizer moves."""
+        return dict(self.params.items())
+
+    def current_params(self) -> Params:
+        """A copy, on the host, of the params that would be exported now: their average where there is one."""
+        values = self.live_params() if self.ema is None else self.ema.average
+        return {name: value.detach().cpu().clone() for name, value in values.items()}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        loss = self.objective(self.family, self.live_params(), self.denoiser, batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=batch.noise.shape[0])
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **options: Any) -> None:
+        with self.spending.backward():
+            super().backward(loss, *args, **options)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.spending.begin(self.device)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        if self.fit.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.params.parameters(), self.fit.gradient_clip)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.ema is not None:
+            self.ema.update({name: value.detach().cpu() for name, value in self.params.items()})
+        self.spending.end()
+
+    def on_validation_epoch_start(self) -> None:
+        self._errors: list[Tensor] = []
+        self.spending.begin(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        program = self.family.program(self.current_params())
+        self._errors.append(rmse(sample(program, self.denoiser, batch.noise, batch.cond), batch.end))
+
+    def on_validation_epoch_end(self) -> None:
+        errors = torch.cat(self._errors)
+        error = float(errors.mean())
+        self.spending.end()
+        self._judge(error)
+        # Every process validates all held-out samples and finds the same numbers.
+        self.log("validation/rmse", error, prog_bar=True, sync_dist=True)
+        self.log("validation/rmse_median", float(errors.median()), sync_dist=True)
+
+    def _judge(self, error: float) -> None:
+        """Keep the best state, go back to it after a divergence, stop on a plateau."""
+        fit, self.idle = self.fit, self.idle + 1
+        if error < self.best_rmse:  # the initial state, which the sanity check sees, is a candidate too
+            self.best_rmse, self.best_params, self.idle = error, self.current_params(), 0
+        elif fit.rollback is not None and not error <= fit.rollback * self.best_rmse:
+            if not self.trainer.sanity_checking:
+                self._roll_back()
+        self.spending.point(self.best_rmse)
+        if fit.patience is not None and self.idle >= fit.patience:
+            self.trainer.should_stop = True
+
+    def _roll_back(self) -> None:
+        """Go back to the best params with half the learning rates, forgetting the optimizer's moments."""
+        self.rollbacks += 1
+        for name, value in self.params.items():
+            value.data.copy_(self.best_params[name])
+        if self.ema is not None:
+            self.ema = EMA(self.best_params, self.ema.decay)
+        optimizer = self.trainer.optimizers[0]
+        for group in optimizer.param_groups:
+            group["lr"] /= 2
+            for value in group["params"]:
+                optimizer.state.pop(value, None)
+        for config in self.trainer.lr_scheduler_configs:
+            if config.scheduler.optimizer is optimizer:
+                config.scheduler.base_lrs = [rate / 2 for rate in config.scheduler.base_lrs]
+
+    def report(self) -> FitReport:
+        """What the fit did and what it cost so far."""
+        plateau = self.fit.patience is not None and self.idle >= self.fit.patience
+        note = f"rolled back {self.rollbacks} times" if self.rollbacks else ""
+        return self.spending.report("plateau" if plateau else "all iterations done", note)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.params.items())
+        if self.make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["best"] = {"rmse": self.best_rmse, "params": self.best_params}
+        checkpoint["family"] = self.family.hyperparameters()
+        checkpoint["ema"] = None if self.ema is None else self.ema.state_dict()
+        spent = self.spending.state_dict()
+        checkpoint["progress"] = {"rollbacks": self.rollbacks, "idle": self.idle, "spending": spent}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint.get("family") != self.family.hyperparameters():
+            raise ValueError("the checkpoint belongs to another student: its family or hyperparameters differ")
+        self.best_rmse, self.best_params = checkpoint["best"]["rmse"], checkpoint["best"]["params"]
+        if self.ema is not None and checkpoint["ema"] is not None:
+            self.ema.load_state_dict(checkpoint["ema"])
+        progress = checkpoint["progress"]
+        self.rollbacks, self.idle = progress["rollbacks"], progress["idle"]
+        self.spending.load_state_dict(progress["spending"])

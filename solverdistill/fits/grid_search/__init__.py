@@ -1,0 +1,1 @@
+"""Search of a student's grid without gradients."""

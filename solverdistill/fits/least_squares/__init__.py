@@ -1,0 +1,1 @@
+"""Every row of the table from a small linear problem."""

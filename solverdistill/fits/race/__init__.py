@@ -1,0 +1,1 @@
+"""Which grid, and which solver, to start from."""

@@ -1,0 +1,1 @@
+"""Noise levels, the paths they lie on, and grids of them."""

@@ -1,0 +1,1 @@
+"""What a student is compared with, and by which distance."""

@@ -1,0 +1,1 @@
+"""Seeds to reference trajectories, cached and served in batches."""

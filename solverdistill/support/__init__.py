@@ -1,0 +1,1 @@
+"""What every layer may use: files, processes, pickles, checks, messages."""

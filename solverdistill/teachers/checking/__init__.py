@@ -1,0 +1,1 @@
+"""Whether a teacher's settings are right."""

@@ -1,0 +1,1 @@
+"""Published weights: cards, downloads, loading."""

@@ -1,0 +1,1 @@
+"""Teachers made of a user's own network."""

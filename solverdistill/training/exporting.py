@@ -1,0 +1,65 @@
+"""What a fit leaves behind: solver files that say where they come from."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from solverdistill.denoisers.base import Teacher
+from solverdistill.denoisers.guidance import GuidanceRule
+from solverdistill.families.base import Family, Params
+from solverdistill.fits.report import FitReport
+from solverdistill.programs.solver_file import save_solver
+from solverdistill.references.targets import TargetSettings
+from solverdistill.support.files import write_atomically
+from solverdistill.version import __version__
+
+
+def make_provenance(
+    config: Mapping[str, Any], teacher: Teacher, settings: TargetSettings, reports: Sequence[FitReport]
+) -> dict[str, Any]:
+    """Where a solver comes from, as its file says it.
+
+    Args:
+        config: The whole configuration of the run, as plain mappings and numbers.
+        teacher: The frozen network.
+        settings: What the targets were made with.
+        reports: What the fits did, the last one last.
+    """
+    places = ("output_dir", "run_name", "ckpt_path", "logger", "trainer")  # where, not what
+    facts = {name: value for name, value in config.items() if name not in places}
+    facts["targets"] = {name: value for name, value in config["targets"].items() if name != "cache"}
+    return {
+        "teacher": {**teacher.description(), "fingerprint": teacher.fingerprint()},
+        "guidance": GuidanceRule.of(config["guidance"]).description(),
+        "reference": {name: value for name, value in asdict(settings.reference).items() if value is not None},
+        "fit": config["fit"],
+        "objective": config["objective"] if any(report.fit == "gradient" for report in reports) else None,
+        "metrics": {"validation_rmse": min(report.rmse for report in reports if report.history)},
+        "evaluations": {report.fit: report.evaluations for report in reports},
+        "config_digest": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16],
+        "version": __version__,
+    }
+
+
+def export(output: Path, family: Family, best: Params, last: Params, provenance: Mapping[str, Any]) -> None:
+    """Write solver.json (best state) and solver-last.json (last state)."""
+    for name, params in {"solver.json": best, "solver-last.json": last}.items():
+        save_solver(output / name, family.program(params), family.hyperparameters(), params, provenance)
+
+
+def write_reports(path: Path, reports: Sequence[FitReport]) -> None:
+    """Write how every fit came down: a line per state kept, with what the fit had spent until then, as CSV."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["fit", "rmse", "evaluations", "seconds"])
+    for report in reports:
+        for point in report.history:
+            writer.writerow([report.fit, *point])
+    write_atomically(path, stream.getvalue())
