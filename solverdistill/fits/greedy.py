@@ -10,6 +10,7 @@ from torch import Tensor
 
 from solverdistill.families.base import Family, Params, State
 from solverdistill.families.learned.dode import DistilledODE
+from solverdistill.fits.protocol import FitContext, FitPlan, Standing
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.objectives.distances import rmse
 from solverdistill.programs.playing import sample
@@ -28,18 +29,24 @@ class GreedyFit:
     """
 
     samples: int = 1024
-    iterations: ClassVar[int] = 1
-    interval: ClassVar[int] = 1
+    needs_trajectories: ClassVar[bool] = True
+    resumes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.samples < 1:
             raise ValueError(f"fit.samples must be at least 1, not {self.samples}")
 
-    @property
-    def batch_size(self) -> int:
-        """Samples per step: all of them."""
-        return self.samples
+    def check(self, plan: FitPlan) -> None:
+        """Refuse a student that is none of D-ODE's."""
+        check_greedy(plan.student.family)
+
+    def run(self, context: FitContext) -> Standing:
+        """Fit all lambdas anew."""
+        before, train = context.standing, context.trajectories(self.samples)
+        held_out = context.samples("validation")
+        params, report = fit_greedily(before.student.family, context.plan.denoiser, train, held_out)
+        return before.after(report, params)
 
 
 class _LeastSquares:

@@ -16,6 +16,7 @@ random; docs/fits.md has what it brings.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar, NamedTuple
@@ -27,6 +28,7 @@ from solverdistill.families.base import Family, History, Params
 from solverdistill.families.learned.epd import EPD, Points
 from solverdistill.families.ode import Slope
 from solverdistill.fits.batches import mean_error, take_solved
+from solverdistill.fits.protocol import FitContext, FitPlan, Standing
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.noise.levels import float64
 from solverdistill.programs.tracing import Eager
@@ -37,6 +39,7 @@ from solverdistill.support.type_checks import check_fields
 RATIOS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.27, 0.35, 0.45, 0.55, 0.67, 0.8, 0.92)  # r = 0 would be the slope g again
 SMALLEST_WEIGHT = 0.05
 REACH = 0.9  # share of the range of the direction scale
+log = logging.getLogger(__name__)
 RIDGE = 1e-9  # share of the mean diagonal: slopes at neighbouring points are nearly the same
 
 
@@ -51,14 +54,30 @@ class PointSearchFit:
 
     samples: int = 64
     batch_size: int = 64
-    iterations: ClassVar[int] = 1
-    interval: ClassVar[int] = 1
+    needs_trajectories: ClassVar[bool] = True
+    resumes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
+
+    def check(self, plan: FitPlan) -> None:
+        """Refuse a student without points, unless other fits can work on it."""
+        if len(plan.fits) == 1:
+            check_points(plan.student.family)
+
+    def run(self, context: FitContext) -> Standing:
+        """Search the points of the standing, where there are any."""
+        before, denoiser = context.standing, context.plan.denoiser
+        family = before.student.family
+        if not searchable(family):
+            log.info("point_search: %s has no points to search; left out", family.name)
+            return before
+        train, held_out = context.trajectories(self.samples), context.samples("validation")
+        params, report = fit_points(family, denoiser, train, held_out, self, before.params)
+        return before.after(report, params)
 
 
 class Choice(NamedTuple):

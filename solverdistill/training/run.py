@@ -1,31 +1,32 @@
-"""From a composed configuration to a trained, exported, compared solver; the only module that imports hydra."""
+"""From a composed configuration to a trained, exported, compared solver: what the command line does."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning import Trainer, seed_everything
-from omegaconf import DictConfig
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
 
 from solverdistill import families
-from solverdistill.evaluation.after_training import compare_at_the_end
+from solverdistill.evaluation.after_training import EvaluationSettings, compare_at_the_end
 from solverdistill.families.base import Family
-from solverdistill.fits.gradient.module import FitSettings
-from solverdistill.fits.report import FitReport, Meter
-from solverdistill.references.datamodule import TargetData
+from solverdistill.fits.protocol import Fit, Progress, Standing
+from solverdistill.fits.report import FitReport
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import FitProgress, TargetProgress, console
-from solverdistill.training.configuration import Run, make_module, make_trainer, plain
+from solverdistill.training.configuration import Run
 from solverdistill.training.exporting import export, make_provenance, write_reports
+from solverdistill.training.isolation import own_randomness, quiet_lightning
 from solverdistill.training.launch import refuse_sweep_of_subprocesses, start_processes
 from solverdistill.training.recording import find_checkpoint, log_fit
-from solverdistill.training.stages import AnyFit, Standing, run_direct
+from solverdistill.training.stages import Watcher, fit_all
+from solverdistill.training.trainer import make_trainer
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -39,93 +40,88 @@ def train(config: DictConfig) -> dict[str, float]:
     Raises:
         ValueError, TypeError, FileNotFoundError: a setting cannot be used; the message says which and what would do.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices and tips; the run says its own things
-    warnings.filterwarnings("ignore", message="The dirpath has changed")  # a resumed run has a folder of its own
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # lightning's own use of torch
-    seed_everything(config.seed, verbose=False)
-    run = Run.of(config)
-    refuse_unused(run.fits)
-    checkpoint = find_checkpoint(config.ckpt_path, run.output)
-    if checkpoint is not None and run.trained is None:
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    with quiet_lightning(), own_randomness(settings["seed"]):
+        return _train(settings)
+
+
+def _train(config: Mapping[str, Any]) -> dict[str, float]:
+    run, output = Run.of(config), Path(config["output_dir"])
+    evaluation = EvaluationSettings(**config["evaluation"])
+    refuse_unused(run)
+    checkpoint = find_checkpoint(config["ckpt_path"], output)
+    if checkpoint is not None and not run.descends:
         raise ValueError(f"fit=[{','.join(run.fits)}] has no checkpoints to resume from; leave ckpt_path out")
-    if run.trained is not None:
-        make_module(run, run.student, None)  # refuses what cannot be trained before anything is computed
-    trainer = make_trainer(run)
+    plan = run.plan(lambda fit: trainer, checkpoint)
+    plan.check()
+    trainer = make_trainer(config, next((fit for fit in run.fits.values() if fit.resumes), None), output)
     refuse_sweep_of_subprocesses(trainer, HydraConfig.initialized() and _sweeping())
-    start_processes(trainer, required=any(not isinstance(fit, FitSettings) for fit in run.fits.values()))
-    device = trainer.strategy.root_device
+    start_processes(trainer, required=any(not fit.resumes for fit in run.fits.values()))
+    first, device = trainer.is_global_zero, trainer.strategy.root_device
     run.denoiser.to(device)
     student = run.student if checkpoint is None else run.student.rebuilt(family_of_checkpoint(checkpoint))
-    data = run.data(student, device, TargetProgress() if trainer.is_global_zero else None)
-    if trainer.is_global_zero:
+    data = run.data(student, device, TargetProgress() if first else None)
+    if first:
         say_hello(run)
-    standing = fit_all(run, Standing(student), data, trainer, checkpoint)
-    test = data.split("test") if run.evaluation.enabled else None  # made by all processes together
-    if trainer.is_global_zero:
-        conclude(run, standing, test)
+    standing = fit_all(plan, Standing(student), data, Screen(trainer) if first else Watcher())
+    test = data.split("test") if evaluation.enabled else None  # made by all processes together
+    if first:
+        conclude(run, standing, output, evaluation, test)
     family = standing.student.family
     return {"rmse": float(standing.rmse or 0.0), "nfe": float(family.nfe), "depth": float(family.depth)}
 
 
-def fit_all(run: Run, standing: Standing, data: TargetData, trainer: Trainer, checkpoint: str | None) -> Standing:
-    """Run every fit; a resumed run goes on with the one that has checkpoints."""
-    teacher = Meter(data.device)
-    with teacher.measure("teacher", 0):
-        for split in ("train", "validation"):
-            data.split(split)
-    teacher.add("teacher", run.denoiser.images)
-    standing = replace(standing, reports=(FitReport.of("targets", [], teacher, "all made"),))
-    if trainer.is_global_zero and run.denoiser.images:
-        console().print(standing.reports[0].summary())
-    resumed = checkpoint is not None
-    for name, fit in run.fits.items():
-        before = standing
-        if isinstance(fit, FitSettings):
-            standing, resumed = descend(run, standing, data, trainer, checkpoint), False
-        elif not resumed:  # otherwise done before the run was killed
-            with FitProgress(name, trainer.is_global_zero) as progress:
-                standing = run_direct(fit, standing, run.denoiser, data, run.config.seed, progress)
-        if standing is before:
-            continue
-        data = data.for_student(standing.student.family)
-        if trainer.is_global_zero:
-            console().print(standing.reports[-1].summary())
-            if not isinstance(fit, FitSettings):
-                log_fit(trainer, standing.reports[-1])
-    return standing
+class Screen(Watcher):
+    """Shows in the terminal how a run goes on, and keeps it in the training log.
+
+    Args:
+        trainer: Has the loggers.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    def targets(self, report: FitReport) -> None:
+        if report.evaluations:
+            console().print(report.summary())
+
+    def fitting(self, name: str, fit: Fit) -> AbstractContextManager[Progress | None]:
+        return FitProgress(name, not fit.resumes)
+
+    def fitted(self, fit: Fit, report: FitReport) -> None:
+        console().print(report.summary())
+        if not fit.resumes:  # the others write to the log as they go
+            log_fit(self._trainer, report)
 
 
-def descend(run: Run, standing: Standing, data: TargetData, trainer: Trainer, checkpoint: str | None) -> Standing:
-    """Run the fit with an optimizer."""
-    module = make_module(run, standing.student, standing.params)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    return replace(standing.after(module.report(), module.best_params), last=module.current_params())
-
-
-def conclude(run: Run, standing: Standing, test: Targets | None) -> None:
+def conclude(run: Run, standing: Standing, output: Path, evaluation: EvaluationSettings, test: Targets | None) -> None:
     """Export the best state and compare it with classical solvers."""
-    family, name = standing.student.family, run.config.solver.name
-    best = family.init(run.config.seed) if standing.params is None else standing.params
+    family, config = standing.student.family, run.config
+    best = family.init(config["seed"]) if standing.params is None else standing.params
     last = best if standing.last is None else standing.last
-    provenance = make_provenance(plain(run.config), run.teacher, run.targets, standing.reports)
-    export(run.output, family, best, last, provenance)
-    write_reports(run.output / "fits.csv", standing.reports)
+    provenance = make_provenance(config, run.teacher, run.targets, standing.reports)
+    export(output, family, best, last, provenance)
+    write_reports(output / "fits.csv", standing.reports)
     if test is not None:
-        compare_at_the_end(run.evaluation, run.output, name, family.program(best), run.teacher, run.denoiser, test)
+        name = config["solver"]["name"]
+        compare_at_the_end(evaluation, output, name, family.program(best), run.teacher, run.denoiser, test)
 
 
-def refuse_unused(fits: Mapping[str, AnyFit]) -> None:
+def refuse_unused(run: Run) -> None:
     """Refuse an objective or an optimizer on the command line that no chosen fit would look at.
 
     Raises:
         ValueError: there is one; the message says which fit would.
     """
-    if not HydraConfig.initialized() or any(isinstance(fit, FitSettings) for fit in fits.values()):
-        return
-    for override in HydraConfig.get().overrides.task:
+    if HydraConfig.initialized() and not run.descends:
+        refuse_overrides(HydraConfig.get().overrides.task, ",".join(run.fits))
+
+
+def refuse_overrides(overrides: Sequence[str], chosen: str) -> None:
+    """Refuse overrides of what only gradient descent has."""
+    for override in overrides:
         group = override.lstrip("+~").split("=")[0].split(".")[0]
         if group in ("objective", "optimizer"):
-            chosen = ",".join(fits)
             raise ValueError(
                 f"{override}: only gradient descent has an {group}, and this run has fit=[{chosen}]; "
                 f"add it with fit=[{chosen},gradient]"

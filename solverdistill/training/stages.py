@@ -8,133 +8,61 @@ on held-out samples it leaves alone, so no stage ends worse than the one before 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
-import torch
-
-from solverdistill.families.base import Params
-from solverdistill.families.student import Student
-from solverdistill.fits.batches import on_device
-from solverdistill.fits.gauss_newton.fit import GaussNewtonFit, fit_gauss_newton
-from solverdistill.fits.gradient.module import FitSettings
-from solverdistill.fits.greedy import GreedyFit, check_greedy, fit_greedily
-from solverdistill.fits.least_squares.fit import fit_least_squares
-from solverdistill.fits.least_squares.row_fits import LeastSquaresFit
-from solverdistill.fits.point_search import PointSearchFit, check_points, fit_points, searchable
-from solverdistill.fits.race.fit import RaceFit, run_race
-from solverdistill.fits.report import FitReport
-from solverdistill.references.batch import Batch
-from solverdistill.references.datamodule import TargetData
-
-DirectFit = RaceFit | LeastSquaresFit | PointSearchFit | GreedyFit | GaussNewtonFit
-AnyFit = DirectFit | FitSettings
-log = logging.getLogger(__name__)
-RACE_TRAJECTORIES = 64  # training samples that grids are searched on, and rows and points fitted to
+from solverdistill.fits.protocol import Fit, FitContext, FitPlan, Progress, Standing
+from solverdistill.fits.report import FitReport, Meter
+from solverdistill.references.serving import TargetData
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Where a run stands between two fits.
+class Watcher:
+    """Is told how a run goes on; this one shows nothing."""
+
+    def targets(self, report: FitReport) -> None:
+        """The targets are there."""
+
+    def fitting(self, name: str, fit: Fit) -> AbstractContextManager[Progress | None]:
+        """A fit begins; what this gives is called with its progress."""
+        return nullcontext()
+
+    def fitted(self, fit: Fit, report: FitReport) -> None:
+        """A fit has ended."""
+
+
+def fit_all(plan: FitPlan, standing: Standing, data: TargetData, watcher: Watcher | None = None) -> Standing:
+    """Make the targets and run every fit; a resumed run goes on with the one that has checkpoints.
 
     Args:
-        student: The student.
-        params: Its best params so far; None for the family's own initial ones.
-        rmse: Their mean RMSE on the held-out samples; None before it is known.
-        last: Params at the end of the last fit, where these are others than the best.
-        reports: What the fits so far did and cost.
-    """
-
-    student: Student
-    params: Params | None = None
-    rmse: float | None = None
-    last: Params | None = None
-    reports: tuple[FitReport, ...] = field(default=())
-
-    def after(self, report: FitReport, params: Params | None, student: Student | None = None) -> Standing:
-        """The standing after a fit; params that are not better than those before are dropped."""
-        reports, rmse = (*self.reports, report), report.rmse
-        if self.rmse is not None and not rmse < self.rmse:
-            return replace(self, reports=reports)
-        return Standing(student or self.student, params, rmse, None, reports)
-
-
-def check_fits(fits: Mapping[str, AnyFit], student: Student) -> None:
-    """Refuse an order of fits, or a student, that cannot work, before anything is computed.
-
-    Raises:
-        ValueError: the race is not first, there are two fits with an optimizer, or a fit does not know the family.
-    """
-    if not fits:
-        raise ValueError("fit is empty; name at least one, for example fit=[race,gauss_newton]")
-    if "race" in fits and next(iter(fits)) != "race":
-        raise ValueError(f"fit=[{','.join(fits)}]: the race finds where to start, so it has to come first")
-    trained = [name for name, fit in fits.items() if isinstance(fit, FitSettings)]
-    if len(trained) > 1:
-        raise ValueError(f"fit=[{','.join(fits)}] has {len(trained)} fits with an optimizer; keep one of them")
-    for fit in fits.values():
-        if isinstance(fit, GreedyFit):
-            check_greedy(student.family)
-        if isinstance(fit, PointSearchFit) and len(fits) == 1:
-            check_points(student.family)
-        if isinstance(fit, LeastSquaresFit) and len(fits) == 1 and not student.family.linear_params:
-            raise ValueError(f"fit=least_squares has nothing to fit in {student.family.name}; take fit=gauss_newton")
-
-
-def needs_trajectories(fits: Mapping[str, AnyFit]) -> bool:
-    """Whether a fit reads whole reference trajectories, or moves the student's grid away from stored states."""
-    return any(isinstance(fit, RaceFit | LeastSquaresFit | PointSearchFit | GreedyFit) for fit in fits.values())
-
-
-def run_direct(
-    fit: DirectFit,
-    standing: Standing,
-    denoiser: Any,
-    data: TargetData,
-    seed: int,
-    progress: Callable[[int, int, float], None] | None = None,
-) -> Standing:
-    """Run a fit without an optimizer; processes of one run share its work and end at the same params.
-
-    Args:
-        fit: Its settings.
+        plan: The fits, and what they work on.
         standing: Where to begin.
-        denoiser: The teacher, possibly guided, on the device of the data.
-        data: The run's targets.
-        seed: Seed of initial params and of samples drawn.
-        progress: Called with (iteration, iterations, held-out error).
+        data: The targets; made here where the cache has them not.
+        watcher: Is told how it goes on.
     """
-    student, family = standing.student, standing.student.family
-    train, held_out = (on_device(data.split(name).batch, data.device) for name in ("train", "validation"))
-    if isinstance(fit, RaceFit):
-        few = _trajectories(data, RACE_TRAJECTORIES)
-        winner, params, report = run_race(student, denoiser, held_out, few, fit, seed)
-        return standing.after(report, params, winner)
-    start = standing.params
-    if isinstance(fit, GaussNewtonFit):
-        settings = replace(fit, seed=seed)
-        params, report = fit_gauss_newton(family, denoiser, train, held_out, settings, start, progress, standing.rmse)
-    elif isinstance(fit, LeastSquaresFit):
-        if not family.linear_params:
-            log.info("least_squares: nothing of %s is linear in its params; left out", family.name)
-            return standing
-        train = _trajectories(data, fit.samples)
-        params, report = fit_least_squares(family, denoiser, train, held_out, fit, start)
-    elif isinstance(fit, PointSearchFit):
-        if not searchable(family):
-            log.info("point_search: %s has no points to search; left out", family.name)
-            return standing
-        params, report = fit_points(family, denoiser, _trajectories(data, fit.samples), held_out, fit, start)
-    else:
-        params, report = fit_greedily(family, denoiser, _trajectories(data, fit.samples), held_out)
-    return standing.after(report, params)
+    watcher = watcher or Watcher()
+    standing = replace(standing, reports=(make_splits(plan.denoiser, data),))
+    watcher.targets(standing.reports[0])
+    resumed = plan.descent is not None and plan.descent.checkpoint is not None
+    for name, fit in plan.fits.items():
+        before = standing
+        if resumed and not fit.resumes:
+            continue  # done before the run was killed
+        resumed = False
+        with watcher.fitting(name, fit) as progress:
+            standing = fit.run(FitContext(plan, standing, data, progress))
+        if standing is before:
+            continue
+        data = data.for_student(standing.student.family)
+        watcher.fitted(fit, standing.reports[-1])
+    return standing
 
 
-def _trajectories(data: TargetData, count: int) -> Batch:
-    """The first training samples with their whole trajectories, on the network's device."""
-    train = data.split("train")
-    batch = train.take(torch.arange(min(count, len(train))))
-    reference = None if batch.reference is None else batch.reference.to(data.device)
-    return on_device(batch, data.device)._replace(reference=reference)
+def make_splits(denoiser: Any, data: TargetData) -> FitReport:
+    """Make the training and held-out samples, and say what they cost."""
+    meter, before = Meter(data.device), denoiser.images
+    with meter.measure("teacher", 0):
+        for split in ("train", "validation"):
+            data.split(split)
+    meter.add("teacher", denoiser.images - before)
+    return FitReport.of("targets", [], meter, "all made")

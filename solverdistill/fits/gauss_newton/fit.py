@@ -14,8 +14,7 @@ References: Levenberg, Quarterly of Applied Mathematics 2, 1944; Marquardt, SIAM
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +25,7 @@ from solverdistill.families.base import Family, Params
 from solverdistill.fits.batches import mean_error, take
 from solverdistill.fits.gauss_newton.normal_equations import Equations, NormalEquations, damped_step, moved
 from solverdistill.fits.gauss_newton.sketches import random_signs
+from solverdistill.fits.protocol import FitContext, FitPlan, Progress, Standing
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.references.batch import Batch
 from solverdistill.support.processes import share
@@ -34,7 +34,6 @@ from solverdistill.support.type_checks import check_fields
 JACOBIANS = ("sketch", "exact")
 FIRST_DAMPING = {"sketch": 0.1, "exact": 0.01}  # the first sketches are rough
 LAST_TRIES = 6  # further dampings where giving up ends the fit, because the equations would be the same again
-Progress = Callable[[int, int, float], None]
 log = logging.getLogger(__name__)
 
 
@@ -82,7 +81,8 @@ class GaussNewtonFit:
     patience: int = 4
     evaluations: int | None = None
     seed: int = 0
-    interval: ClassVar[int] = 1
+    needs_trajectories: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -100,6 +100,24 @@ class GaussNewtonFit:
             raise ValueError(f"fit.power must lie between 1 and 2, not {self.power}")
         if self.jacobian not in JACOBIANS:
             raise ValueError(f"fit.jacobian {self.jacobian!r} is unknown; known: {', '.join(JACOBIANS)}")
+
+    def check(self, plan: FitPlan) -> None:
+        """Every student can be fitted."""
+
+    def run(self, context: FitContext) -> Standing:
+        """Fit the params of the standing."""
+        plan, before = context.plan, context.standing
+        params, report = fit_gauss_newton(
+            before.student.family,
+            plan.denoiser,
+            context.samples("train"),
+            context.samples("validation"),
+            replace(self, seed=plan.seed),
+            before.params,
+            context.progress,
+            before.rmse,
+        )
+        return before.after(report, params)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solverdistill.families.base import Family, Params
 from solverdistill.fits.gradient.discriminators import (
     GAMMA,
     Discriminator,
@@ -16,7 +17,9 @@ from solverdistill.fits.gradient.discriminators import (
     paper_discriminator,
     small_discriminator,
 )
-from solverdistill.fits.gradient.module import FitSettings, SolverDistillation
+from solverdistill.fits.gradient.fit import GradientFit
+from solverdistill.fits.gradient.module import SolverDistillation
+from solverdistill.fits.protocol import FitPlan
 from solverdistill.objectives.rollout import Outcome
 from solverdistill.programs.playing import sample
 from solverdistill.references.batch import Batch
@@ -25,7 +28,7 @@ from solverdistill.support.type_checks import check_fields
 
 
 @dataclass(frozen=True)
-class AdversarialFit(FitSettings):
+class AdversarialFit(GradientFit):
     """Settings of adversarial fitting.
 
     Args:
@@ -45,6 +48,10 @@ class AdversarialFit(FitSettings):
         check_fields(self)
         if self.discriminator not in ("auto", "paper", "small"):
             raise ValueError(f"fit.discriminator must be auto, paper or small, not {self.discriminator!r}")
+
+    def module(self, plan: FitPlan, family: Family, start: Params | None) -> SolverDistillation:
+        """The Lightning module with a discriminator for samples of the run's shape."""
+        return AdversarialDistillation(**self.arguments(plan, family, start), shape=plan.shape)
 
 
 class AdversarialDistillation(SolverDistillation):

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from solverdistill.families.base import Family, Params
+from solverdistill.fits.gradient.fit import GradientFit
 from solverdistill.fits.gradient.module import SolverDistillation
+from solverdistill.fits.protocol import FitPlan
 from solverdistill.objectives.published_epd import PublishedEPD
 from solverdistill.references.batch import Batch
+
+
+@dataclass(frozen=True)
+class PublishedEPDFit(GradientFit):
+    """Settings of EPD's published schedule: those of gradient descent."""
+
+    def module(self, plan: FitPlan, family: Family, start: Params | None) -> SolverDistillation:
+        """The Lightning module that steps inside the roll-out."""
+        return PublishedEPDDistillation(**self.arguments(plan, family, start))
 
 
 class PublishedEPDDistillation(SolverDistillation):

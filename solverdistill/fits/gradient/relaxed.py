@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 
-from solverdistill.fits.gradient.module import FitSettings, SolverDistillation
+from solverdistill.families.base import Family, Params
+from solverdistill.fits.gradient.fit import GradientFit
+from solverdistill.fits.gradient.module import SolverDistillation
 from solverdistill.fits.gradient.relaxed_noise import accept, move, prior_bound, project, shift_rate
+from solverdistill.fits.protocol import FitPlan
 from solverdistill.objectives.rollout import Outcome
 from solverdistill.references.batch import Batch
 from solverdistill.support.type_checks import check_fields
 
 
 @dataclass(frozen=True)
-class RelaxedFit(FitSettings):
+class RelaxedFit(GradientFit):
     """Settings of relaxed fitting.
 
     Args:
@@ -29,6 +32,11 @@ class RelaxedFit(FitSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self)
+
+    def module(self, plan: FitPlan, family: Family, start: Params | None) -> SolverDistillation:
+        """The Lightning module with a shift for every training sample."""
+        sizes = {"shape": plan.shape, "samples": plan.train_samples}
+        return RelaxedDistillation(**self.arguments(plan, family, start), **sizes)
 
 
 class RelaxedDistillation(SolverDistillation):

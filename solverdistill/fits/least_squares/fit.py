@@ -28,7 +28,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +38,8 @@ from solverdistill.families.base import Family, Params
 from solverdistill.fits.batches import take, take_solved
 from solverdistill.fits.least_squares.linear_rows import LinearTable, Registers
 from solverdistill.fits.least_squares.row_equations import KEEP, Reduce, double
-from solverdistill.fits.least_squares.row_fits import LeastSquaresFit, RowFit, Walk, begin
+from solverdistill.fits.least_squares.row_fits import RowFit, RowSettings, Walk, begin
+from solverdistill.fits.protocol import FitContext, FitPlan, Standing
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.noise.levels import float64
 from solverdistill.objectives.distances import rmse
@@ -47,6 +49,31 @@ from solverdistill.support.processes import share, total
 RIDGES = (1e-6, 1e-3, 1e-2, 1e-1)  # of the evaluations: each takes a pass through the network
 SAMPLE_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LeastSquaresFit(RowSettings):
+    """Settings of `fit_least_squares`: those of its passes, of which it makes one per ridge."""
+
+    needs_trajectories: ClassVar[bool] = True
+    resumes: ClassVar[bool] = False
+
+    def check(self, plan: FitPlan) -> None:
+        """Refuse a student without linear rows, unless other fits can work on it."""
+        family = plan.student.family
+        if len(plan.fits) == 1 and not family.linear_params:
+            raise ValueError(f"fit=least_squares has nothing to fit in {family.name}; take fit=gauss_newton")
+
+    def run(self, context: FitContext) -> Standing:
+        """Fit the linear params of the standing, where there are any."""
+        before, denoiser = context.standing, context.plan.denoiser
+        family = before.student.family
+        if not family.linear_params:
+            log.info("least_squares: nothing of %s is linear in its params; left out", family.name)
+            return before
+        train, held_out = context.trajectories(self.samples), context.samples("validation")
+        params, report = fit_least_squares(family, denoiser, train, held_out, self, before.params)
+        return before.after(report, params)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from solverdistill.support.type_checks import check_fields
 
 
 @dataclass(frozen=True)
-class LeastSquaresFit:
-    """Settings of `fit_least_squares`.
+class RowSettings:
+    """Settings of a pass over the rows.
 
     Args:
         form: "rollout", "teacher_forced" or "local".
@@ -37,8 +37,6 @@ class LeastSquaresFit:
     batch_size: int = 64
     fine_steps: int = 3
     fine_solver: str = "heun"
-    iterations: ClassVar[int] = 1
-    interval: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -106,7 +104,7 @@ def fit_rows(
     family: Family,
     denoiser: Any,
     batch: Batch,
-    settings: LeastSquaresFit,
+    settings: RowSettings,
     start: Params | None = None,
     reduce: Reduce = total,
     meter: Meter | None = None,
@@ -126,7 +124,7 @@ def begin(
     table: LinearTable,
     denoiser: Any,
     batch: Batch,
-    settings: LeastSquaresFit,
+    settings: RowSettings,
     meter: Meter,
     reduce: Reduce,
     images: list[Tensor] | None = None,

@@ -29,8 +29,9 @@ import torch
 from solverdistill.families.base import Params
 from solverdistill.families.student import Student
 from solverdistill.fits.batches import mean_error, take, take_solved
-from solverdistill.fits.least_squares.row_fits import LeastSquaresFit, fit_rows
+from solverdistill.fits.least_squares.row_fits import RowSettings, fit_rows
 from solverdistill.fits.point_search import PointSearchFit, search_points, searchable
+from solverdistill.fits.protocol import FitContext, FitPlan, Standing
 from solverdistill.fits.race.entrants import Entrant, entrants, from_lower
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.references.batch import Batch
@@ -40,6 +41,7 @@ from solverdistill.support.type_checks import check_fields
 SHIFTS = (1.0, 2.0, 3.0)  # of log(alpha / sigma) at the start, tried on the best grids
 FINER = (-0.5, 0.5)  # tried on the best of these
 FACTOR = 4  # samples of the finalists, of those of the first rounds; and of the last two, of those of the finalists
+TRAJECTORIES = 64  # training samples that grids are searched on, and rows and points fitted to
 RIDGE = 1e-6  # of least squares on a few samples
 
 
@@ -68,14 +70,26 @@ class RaceFit:
     lower_starts: bool = True
     least_squares: bool = True
     batch_size: int = 64
-    iterations: ClassVar[int] = 1
-    interval: ClassVar[int] = 1
+    needs_trajectories: ClassVar[bool] = True
+    resumes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("first", "survivors", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit.race.{name} must be at least 1, not {getattr(self, name)}")
+
+    def check(self, plan: FitPlan) -> None:
+        """Refuse to come after another fit."""
+        if next(iter(plan.fits.values())) is not self:
+            raise ValueError(f"{plan.chosen}: the race finds where to start, so it has to come first")
+
+    def run(self, context: FitContext) -> Standing:
+        """Find the student, and the params, to start from."""
+        plan, before, train = context.plan, context.standing, context.trajectories(TRAJECTORIES)
+        held_out = context.samples("validation")
+        winner, params, report = run_race(before.student, plan.denoiser, held_out, train, self, plan.seed)
+        return before.after(report, params, winner)
 
 
 class Placed(NamedTuple):
@@ -185,7 +199,7 @@ class _Race:
         if not self.linear or self.train is None:
             return entrant
         few = take_solved(self.train, share(torch.arange(min(max(samples, count()), len(self.train.noise)))))
-        settings = LeastSquaresFit(ridge=RIDGE, batch_size=batch_size)
+        settings = RowSettings(ridge=RIDGE, batch_size=batch_size)
         try:
             params, _ = fit_rows(family, self.denoiser, few, settings, entrant.params, meter=self.meter)
         except ValueError:  # its grid has a level at which the reference has no state

@@ -1,0 +1,67 @@
+"""Objects from configurations: a mapping whose `_target_` names what to call, its other keys being the arguments.
+
+The same conventions as hydra's, without hydra: `_partial_: true` binds the arguments and calls nothing, `_args_` are
+positional. Mappings below with a `_target_` of their own are made first. Arguments are plain containers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+SPECIAL = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
+
+
+def instantiate(options: Any, where: str = "an object") -> Any:
+    """Make what a configuration describes; other values come back as they are.
+
+    Args:
+        options: A mapping with `_target_`, or a container of such.
+        where: What it is called in messages.
+    Raises:
+        ValueError: the target does not exist, or does not take the arguments; the message says which.
+    """
+    if isinstance(options, Mapping):
+        made = {key: instantiate(value, f"{where}.{key}") for key, value in options.items() if key not in SPECIAL}
+        return _call(options, made, where) if "_target_" in options else made
+    if isinstance(options, list):
+        return [instantiate(value, where) for value in options]
+    return options
+
+
+def find_object(name: str) -> Any:
+    """What a dotted name says: a class, function or attribute of one, whose module is imported.
+
+    Raises:
+        ValueError: there is no such module, or nothing of that name in it.
+    """
+    parts = name.split(".") if isinstance(name, str) else [""]
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ValueError(f"{name!r} is no dotted name such as my_package.my_function")
+    for split in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:split])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+                continue
+            raise
+        for part in parts[split:]:
+            if not hasattr(found, part):
+                raise ValueError(f"{name}: {module} has no {'.'.join(parts[split:])}")
+            found = getattr(found, part)
+        return found
+    raise ValueError(f"{name}: there is no module {parts[0]} here")
+
+
+def _call(options: Mapping[str, Any], keywords: dict[str, Any], where: str) -> Any:
+    try:
+        target = find_object(options["_target_"])
+        arguments = instantiate(list(options.get("_args_", ())), where)
+        if options.get("_partial_"):
+            return partial(target, *arguments, **keywords)
+        return target(*arguments, **keywords)
+    except Exception as error:
+        raise ValueError(f"{where} of the configuration cannot be made: {' '.join(str(error).split())}") from error
