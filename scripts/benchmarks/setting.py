@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch.utils import _pytree as pytree
 
 from solverdistill.denoisers.base import Teacher
 from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families.student import Student
 from solverdistill.fits.gauss_newton.fit import GaussNewtonFit
-from solverdistill.fits.gradient.module import FitSettings
+from solverdistill.fits.gradient.fit import GradientFit
 from solverdistill.fits.greedy import GreedyFit
+from solverdistill.fits.protocol import Fit, Standing
 from solverdistill.fits.report import BACKWARD_COST
 from solverdistill.noise.grids import Grid
 from solverdistill.references.seeding import seeded_noise
 from solverdistill.references.targets import Targets, TargetSettings, make_targets
 from solverdistill.support.progress import TargetProgress
-from solverdistill.training.configuration import Run, make_student, make_trainer
-from solverdistill.training.run import fit_all
-from solverdistill.training.stages import AnyFit, Standing
+from solverdistill.training.config_files import find_configs
+from solverdistill.training.configuration import Run, make_student
+from solverdistill.training.stages import fit_all
+from solverdistill.training.trainer import make_trainer
 
 from .records import CLASSICAL
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 QUIET = ("trainer.enable_progress_bar=false", "logger=csv", "evaluation=off", "run_name=benchmark")
 
 
@@ -74,9 +77,10 @@ class Setting:
         solver = [] if job.solver == CLASSICAL else [f"solver={job.solver}"]
         own = [f"model={job.model}", f"seed={job.seed}", f"targets.test_samples={job.test_samples}"]
         own.append("trainer=cpu" if job.device == "cpu" else "trainer=default")
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        with initialize_config_dir(str(find_configs()), version_base="1.3"):
             config = compose("train", overrides=[*QUIET, f"output_dir={output}", *solver, *own, *job.overrides])
-        setting = cls(Run.of(config), torch.device(job.device))
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        setting = cls(Run.of(plain), torch.device(job.device))
         setting.denoiser.to(setting.device)
         return setting
 
@@ -97,8 +101,7 @@ class Setting:
 
     def student(self, nfe: int) -> Student:
         """The configured student at exactly `nfe` evaluations."""
-        self.run.config.solver.nfe = nfe
-        return make_student(self.run.config.solver, self.teacher)
+        return make_student({**self.run.config["solver"], "nfe": nfe}, self.teacher)
 
     def fit(self, student: Student, evaluations: int) -> Standing:
         """Run the configured fits on a student, each stage that has a length for a budget of evaluations.
@@ -112,7 +115,8 @@ class Setting:
         data = run.data(student, self.device, None)
         for split in ("train", "validation"):
             data.split(split)  # from the cache, outside of what is measured
-        return fit_all(run, Standing(student), data, make_trainer(run), None)
+        plan = run.plan(lambda fit: make_trainer(run.config, fit, Path(run.config["output_dir"])))
+        return fit_all(plan, Standing(student), data)
 
     def nearest(self, nfe: int) -> int:
         """The nfe that the student can spend exactly and that is nearest to `nfe` from below.
@@ -145,9 +149,9 @@ class Setting:
         return self.denoiser.images - before
 
 
-def with_budget(fit: AnyFit, evaluations: int, nfe: int) -> AnyFit:
+def with_budget(fit: Fit, evaluations: int, nfe: int) -> Fit:
     """A fit that spends about this many evaluations, where its length can be chosen."""
-    if isinstance(fit, FitSettings):
+    if isinstance(fit, GradientFit):
         return replace(fit, iterations=max(1, round(evaluations / ((1 + BACKWARD_COST) * fit.batch_size * nfe))))
     if isinstance(fit, GaussNewtonFit):
         return replace(fit, evaluations=evaluations, iterations=10_000)

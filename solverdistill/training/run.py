@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 from solverdistill import families
 from solverdistill.evaluation.after_training import EvaluationSettings, compare_at_the_end
 from solverdistill.families.base import Family
-from solverdistill.fits.protocol import Fit, Progress, Standing
+from solverdistill.fits.protocol import Fit, Standing
 from solverdistill.fits.report import FitReport
 from solverdistill.references.targets import Targets
-from solverdistill.support.progress import FitProgress, TargetProgress, console
+from solverdistill.support.progress import TargetProgress
 from solverdistill.training.configuration import Run
 from solverdistill.training.exporting import export, make_provenance, write_reports
 from solverdistill.training.isolation import own_randomness, quiet_lightning
 from solverdistill.training.launch import refuse_sweep_of_subprocesses, start_processes
 from solverdistill.training.recording import find_checkpoint, log_fit
+from solverdistill.training.screen import Screen, say_hello
 from solverdistill.training.stages import Watcher, fit_all
 from solverdistill.training.trainer import make_trainer
 
@@ -63,7 +63,7 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     data = run.data(student, device, TargetProgress() if first else None)
     if first:
         say_hello(run)
-    standing = fit_all(plan, Standing(student), data, Screen(trainer) if first else Watcher())
+    standing = fit_all(plan, Standing(student), data, Logged(trainer) if first else Watcher())
     test = data.split("test") if evaluation.enabled else None  # made by all processes together
     if first:
         conclude(run, standing, output, evaluation, test)
@@ -71,8 +71,8 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     return {"rmse": float(standing.rmse or 0.0), "nfe": float(family.nfe), "depth": float(family.depth)}
 
 
-class Screen(Watcher):
-    """Shows in the terminal how a run goes on, and keeps it in the training log.
+class Logged(Screen):
+    """Keeps in the training log what it shows.
 
     Args:
         trainer: Has the loggers.
@@ -81,15 +81,8 @@ class Screen(Watcher):
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
 
-    def targets(self, report: FitReport) -> None:
-        if report.evaluations:
-            console().print(report.summary())
-
-    def fitting(self, name: str, fit: Fit) -> AbstractContextManager[Progress | None]:
-        return FitProgress(name, not fit.resumes)
-
     def fitted(self, fit: Fit, report: FitReport) -> None:
-        console().print(report.summary())
+        super().fitted(fit, report)
         if not fit.resumes:  # the others write to the log as they go
             log_fit(self._trainer, report)
 
@@ -126,17 +119,6 @@ def refuse_overrides(overrides: Sequence[str], chosen: str) -> None:
                 f"{override}: only gradient descent has an {group}, and this run has fit=[{chosen}]; "
                 f"add it with fit=[{chosen},gradient]"
             )
-
-
-def say_hello(run: Run) -> None:
-    """One line that says what is about to happen."""
-    family, settings = run.student.family, run.targets.reference
-    count = sum(value.numel() for value in family.init(0).values())
-    console().print(
-        f"[bold]{family.name}[/bold] for [bold]{run.teacher.name}[/bold]: {count} numbers, nfe {family.nfe}, "
-        f"depth {family.depth}, {family.steps} steps on the {family.path.name} path; reference {settings.solver}, "
-        f"{settings.steps} steps; fits: {', '.join(run.fits)}"
-    )
 
 
 def family_of_checkpoint(path: str) -> Family:

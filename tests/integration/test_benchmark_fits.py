@@ -19,7 +19,7 @@ from scripts.benchmarks.fits_report import MEMORY, TITLES, curve, first_below, r
 from scripts.benchmarks.recipes import LONG, RECIPES, recipes_of
 from scripts.benchmarks.records import CLASSICAL, Record
 from scripts.benchmarks.setting import Job, Setting, with_budget
-from solverdistill.fits.gradient.module import FitSettings
+from solverdistill.fits.gradient.fit import GradientFit
 
 ROOT = Path(__file__).parents[2]
 FEW = ["targets.train_samples=8", "targets.validation_samples=4"]
@@ -153,7 +153,7 @@ def test_every_recipe_of_every_student_is_a_run(solver: str) -> None:
         family = setting.student(5).family
         assert family.nfe == 5, name
         for fit in setting.run.fits.values():
-            if isinstance(fit, FitSettings):
+            if isinstance(fit, GradientFit):
                 steps = with_budget(fit, 6400, 5).iterations
                 assert abs(2 * 5 * fit.batch_size * steps - 6400) <= 5 * fit.batch_size, name
 

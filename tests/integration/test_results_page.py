@@ -40,13 +40,18 @@ def composed(name: str, settings: list[str]) -> Any:
         return compose(name, overrides=[*settings, "output_dir=."])
 
 
+def plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=True)
+
+
 def test_every_run_of_the_page_is_one(teacher: list[str]) -> None:
     runs = re.search(r"for run in (.*); do", PAGE)
     assert runs is not None and len(runs[1].split()) >= 8
     settings = overrides('train.py "${TEACHER[@]}"', "done")
     for name in runs[1].split():
         solver, nfe = name.split("-")
-        run = Run.of(composed("train", [*teacher, *settings, "run_name=test", f"solver={solver}", f"solver.nfe={nfe}"]))
+        chosen = [*teacher, *settings, "run_name=test", f"solver={solver}", f"solver.nfe={nfe}"]
+        run = Run.of(plain(composed("train", chosen)))
         assert run.student.family.nfe == int(nfe) and run.teacher.shape == (1, 28, 28)
         assert re.search(rf"^\| \*{solver}\* \| {nfe} \|", PAGE, re.M), f"{name} is not in the table"
 

@@ -23,7 +23,7 @@ from solverdistill.objectives.rollout import Trajectory
 from solverdistill.references.seeding import SPLITS, seeded_noise
 from solverdistill.references.solving import Reference
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.training.configuration import make_optimizer
+from solverdistill.training.descent import make_optimizer
 from solverdistill.training.run import train
 
 ROOT = Path(__file__).parents[2]
@@ -336,7 +336,7 @@ def run_command(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[
     [
         ("solver.nfee=5", "override 'solver.nfee' names a key that the configuration does not have"),
         ("+solver.pionts=3", "family 'epd' has no hyperparameter 'pionts'; it has: "),
-        ("fit.gradient.batch_size=abc", "batch_size of FitSettings must be an integer, not 'abc'"),
+        ("fit.gradient.batch_size=abc", "batch_size of GradientFit must be an integer, not 'abc'"),
         ("solver.nfe=7", "epd cannot spend exactly nfe=7 evaluations; the nearest it can reach: 5 and 8"),
         ("ckpt_path=missing.ckpt", "checkpoint missing.ckpt (ckpt_path) does not exist"),
         ("hydra.run.dir=train.py/inside", "train.py/inside"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from solverdistill.denoisers.guidance import make_guided
@@ -16,14 +16,16 @@ from solverdistill.noise.paths import Flow
 from solverdistill.objectives.rollout import Trajectory
 from solverdistill.teachers.mixture import Mixture, toy_mixture
 from solverdistill.teachers.own.load import load_own
-from solverdistill.training.configuration import check_config, make_objective, make_student
+from solverdistill.training.configuration import check_config, make_student
+from solverdistill.training.descent import make_objective
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def composed(*overrides: str) -> DictConfig:
+def composed(*overrides: str) -> Any:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides=["model=mixture", *overrides])
+        config = compose("train", overrides=["model=mixture", "run_name=test", "output_dir=.", *overrides])
+    return OmegaConf.to_container(config)
 
 
 class EpsNetwork(Mixture):
@@ -45,25 +47,25 @@ def test_a_network_that_predicts_noise_is_not_asked_at_pure_noise(solver: str) -
     chosen = f"solver={solver}", "solver.nfe=5"
     afs = ["solver.afs=false", "solver.nfe=6"] if solver == "epd" else []
     with pytest.raises(ValueError, match="mixture predicts noise and says nothing at pure noise, where .* begins"):
-        make_student(composed(*chosen, *afs).solver, EpsNetwork())
-    below = make_student(composed(*chosen, *afs, "+solver.grid.start=0.99").solver, EpsNetwork())
+        make_student(composed(*chosen, *afs)["solver"], EpsNetwork())
+    below = make_student(composed(*chosen, *afs, "+solver.grid.start=0.99")["solver"], EpsNetwork())
     assert below.family.grid[0] == 0.99
     with pytest.raises(ValueError, match="says nothing at pure noise"):
         levels = "~solver.grid", "+solver.grid=[1.0,0.75,0.5,0.25,0.1,0.01]"
-        make_student(composed("solver=dss", "solver.nfe=5", *levels).solver, EpsNetwork())
+        make_student(composed("solver=dss", "solver.nfe=5", *levels)["solver"], EpsNetwork())
     flow = EpsNetwork()
     flow.prediction = "flow"
-    assert make_student(composed(*chosen, *afs).solver, flow).family.grid[0] == 1.0
+    assert make_student(composed(*chosen, *afs)["solver"], flow).family.grid[0] == 1.0
 
 
 def test_an_objective_looks_at_what_a_latent_teacher_decodes() -> None:
-    objective = composed("objective=endpoint").objective
+    objective = composed("objective=endpoint")["objective"]
     latents = Latents()
     made = make_objective(objective, latents)
     assert isinstance(made, Trajectory) and made.decode is not None
     assert torch.equal(made.decode(torch.ones(2)), torch.full((2,), 2.0))
     assert make_objective(objective, EpsNetwork()).decode is None
-    assert make_objective(composed("objective=rmse_bound").objective, latents).lipschitz == 1.0
+    assert make_objective(composed("objective=rmse_bound")["objective"], latents).lipschitz == 1.0
 
 
 def test_guidance_is_a_number_or_a_mapping() -> None:

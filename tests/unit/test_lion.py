@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from solverdistill.training.configuration import make_optimizer
+from solverdistill.training.descent import make_optimizer
 
 CONFIG = Path(__file__).parents[2] / "configs" / "optimizer" / "lion.yaml"
 

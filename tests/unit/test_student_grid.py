@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 
 from solverdistill.noise.grids import Grid
 from solverdistill.noise.paths import Flow
@@ -18,9 +18,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 LEVELS = [80.0, 9.5, 1.25, 0.002]
 
 
-def solver(*overrides: str) -> DictConfig:
+def solver(*overrides: str) -> Any:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides=list(overrides)).solver
+        return OmegaConf.to_container(compose("train", overrides=list(overrides)).solver)
 
 
 @pytest.mark.parametrize(("name", "nfe"), [("epd", 8), ("dss", 3), ("dode_edm", 6)])

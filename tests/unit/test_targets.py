@@ -23,8 +23,9 @@ from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import Cosine, Flow
 from solverdistill.objectives.distances import rmse
 from solverdistill.references.batch import Batch
-from solverdistill.references.datamodule import SeededBatches, TargetData
+from solverdistill.references.datamodule import TargetDataModule
 from solverdistill.references.seeding import SPLITS, noise_of, seeded_noise
+from solverdistill.references.serving import SeededBatches, TargetData
 from solverdistill.references.solving import Reference
 from solverdistill.references.targets import CHUNK, Source, Targets, TargetSettings, describe, make_targets
 from solverdistill.references.trajectory import Trajectory
@@ -395,12 +396,13 @@ def test_batches_that_cannot_be_served_are_refused() -> None:
 
 def test_the_data_module_serves_its_process() -> None:
     teacher = toy_mixture()
-    data = TargetData(settings(validation_samples=300), teacher, teacher, DSS, 4, 5)
-    data.trainer = SimpleNamespace(global_rank=1, world_size=2)  # pyright: ignore[reportAttributeAccessIssue]
-    loader = data.train_dataloader()
+    data = TargetData(settings(validation_samples=300), teacher, teacher, DSS)
+    module = TargetDataModule(data, 4, 5)
+    module.trainer = SimpleNamespace(global_rank=1, world_size=2)  # pyright: ignore[reportAttributeAccessIssue]
+    loader = module.train_dataloader()
     assert (loader.rank, loader.world, len(loader)) == (1, 2, 5)
     assert all(batch.noise.shape == (2, 6) and batch.reference is not None for batch in loader)
-    validation = [*data.val_dataloader()]
+    validation = [*module.val_dataloader()]
     assert [len(batch.noise) for batch in validation] == [256, 44]
     assert all(batch.reference is None for batch in validation)
     assert torch.equal(torch.cat([batch.end for batch in validation]), data.split("validation").batch.end)

@@ -1,0 +1,180 @@
+"""`distill`: fit a solver to a teacher in one Python call, as `train.py` does, and write nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from solverdistill.denoisers.base import Teacher
+from solverdistill.families.base import Family
+from solverdistill.families.student import Student
+from solverdistill.fits.protocol import Fit, Standing
+from solverdistill.support.instantiate import instantiate
+from solverdistill.support.processes import pick_device
+from solverdistill.support.progress import TargetProgress
+from solverdistill.training.compose import Choice, compose, merge, options_of
+from solverdistill.training.config_files import find_configs
+from solverdistill.training.configuration import Run
+from solverdistill.training.distilled import Distilled
+from solverdistill.training.exporting import make_provenance
+from solverdistill.training.isolation import own_randomness, quiet_lightning
+from solverdistill.training.screen import Screen, say_hello
+from solverdistill.training.stages import Watcher, fit_all
+
+Settings = Mapping[str, Any]
+
+
+def load_teacher(name: str, settings: Settings | None = None) -> Teacher:
+    """A pretrained teacher by its name, as `model=` names it.
+
+    Args:
+        name: A file of configs/model, for example "edm_digits" or "sd15".
+        settings: Settings to change, for example ``{"weights": "my.pt"}``.
+    Raises:
+        ValueError: there is no such teacher or setting, or it cannot be loaded; the message says what would do.
+    """
+    config = compose(find_configs(), {"model": name})
+    change(config["model"], settings or {}, f"model {name}")
+    return instantiate(config["model"], "model")
+
+
+def distill(
+    teacher: str | Teacher,
+    solver: str | Settings | Family | None = None,
+    nfe: int | None = None,
+    guidance: float | Settings = 1.0,
+    *,
+    fit: str | Sequence[str] | Mapping[str, Settings | None] | None = None,
+    objective: str | Settings | None = None,
+    optimizer: str | Settings | None = None,
+    targets: str | Settings | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> Distilled:
+    """Fit a solver of few evaluations to a frozen network; the same numbers as `train.py` with the same settings.
+
+    >>> done = distill("edm_digits", solver="gas", nfe=6)
+    >>> done.save("solver.json")
+
+    A group of settings is a name as on the command line, or a mapping of settings that differ from the default ones.
+    Nothing is written but the cache of reference trajectories (``targets={"cache": None}`` keeps them in memory), and
+    random generators, warning filters and logging are left as they were.
+
+    Args:
+        teacher: A name of configs/model, or a live teacher: of `wrap`, `load_teacher`, or a class of your own.
+        solver: A name of configs/solver, a mapping of settings with `name` among them, or a family on its grid; None
+            for the default of `train.py`.
+        nfe: Evaluations of the network per sample; None for the solver's default.
+        guidance: Guidance scale; or a mapping of scale, interval and channels.
+        fit: Fits in their order: a name, several, or a mapping from names to settings; None for the default.
+        objective: What gradient descent compares; None for the solver's own.
+        optimizer: Of gradient descent; None for the solver's own.
+        targets: Reference solver, numbers of samples, seed, cache.
+        seed: Seed of initial params and of samples drawn.
+        device: Where the network runs; None for where a live teacher is, or an accelerator where there is one.
+        progress: Show bars and what was reached; None shows them in a terminal and a notebook.
+    Raises:
+        ValueError, TypeError: a setting cannot be used; the message says which and what would do.
+    """
+    groups = {"fit": fit, "objective": objective, "optimizer": optimizer, "targets": targets}
+    config = configure(teacher, solver, nfe, {name: value for name, value in groups.items() if value is not None})
+    config.update(seed=seed, guidance=dict(guidance) if isinstance(guidance, Mapping) else guidance)
+    live = teacher if isinstance(teacher, Teacher) else None
+    student = as_student(solver) if isinstance(solver, Family) else None
+    shown = (sys.stdout.isatty() or "ipykernel" in sys.modules) if progress is None else progress
+    with quiet_lightning(), own_randomness(seed):
+        run = Run.of(config, live, student)
+        where = place_of(live) if device is None else device
+        plan = run.plan(lambda settings: trainer_of(settings, where, shown))
+        plan.check()
+        run.denoiser.to(where)
+        if shown:
+            say_hello(run)
+        data = run.data(run.student, where, TargetProgress() if shown else None)
+        standing = fit_all(plan, Standing(run.student), data, Screen() if shown else Watcher())
+    family = standing.student.family
+    params = family.init(seed) if standing.params is None else standing.params
+    provenance = make_provenance(config, run.teacher, run.targets, standing.reports)
+    return Distilled(family, params, float(standing.rmse or 0.0), standing.reports, provenance, run, data)
+
+
+def configure(
+    teacher: str | Teacher, solver: str | Settings | Family | None, nfe: int | None, groups: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The configuration that a call stands for, as plain containers.
+
+    Args:
+        teacher: See `distill`; of a live one the description takes the place of its settings.
+        solver: See `distill`.
+        nfe: See `distill`.
+        groups: What was given for fit, objective, optimizer and targets.
+    """
+    folder = find_configs()
+    choices: dict[str, Choice] = {"model": teacher} if isinstance(teacher, str) else {}
+    name = solver.name if isinstance(solver, Family) else solver.get("name") if isinstance(solver, Mapping) else solver
+    shipped = name in options_of(folder, "solver")
+    if name is not None and (shipped or isinstance(solver, str)):
+        choices["solver"] = name
+    settings: dict[str, Settings] = {}
+    for group, value in groups.items():
+        if isinstance(value, Mapping) and group != "fit":
+            settings[group] = value
+        else:
+            choices[group] = list(value) if group == "fit" and not isinstance(value, str) else value
+    if isinstance(groups.get("fit"), Mapping):
+        settings["fit"] = {fit: own for fit, own in groups["fit"].items() if own}
+    config = compose(folder, choices)
+    for group, own in settings.items():
+        change(config[group], own, group)
+    if isinstance(teacher, Teacher):
+        config["model"] = teacher.description()
+    if isinstance(solver, Family):
+        config["solver"] = {**solver.hyperparameters(), "nfe": solver.nfe}
+    elif isinstance(solver, Mapping):
+        config["solver"] = merge(config["solver"] if shipped else {}, solver)
+    if nfe is not None:
+        if isinstance(solver, Family) and solver.nfe != nfe:
+            raise ValueError(f"the {solver.name} that was given spends {solver.nfe} evaluations, not nfe={nfe}")
+        config["solver"]["nfe"] = nfe
+    return config
+
+
+def change(config: dict[str, Any], settings: Settings, where: str) -> None:
+    """Change settings of a group.
+
+    Raises:
+        ValueError: it has no such setting.
+    """
+    for key, value in settings.items():
+        if key not in config:
+            known = ", ".join(name for name in config if not name.startswith("_"))
+            raise ValueError(f"{where} has no setting {key!r}; it has: {known}")
+        if isinstance(value, Mapping) and isinstance(config[key], dict):
+            change(config[key], value, f"{where}.{key}")
+        else:
+            config[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def as_student(family: Family) -> Student:
+    """A student on the grid of a family."""
+    options = {key: value for key, value in family.hyperparameters().items() if key not in ("name", "grid", "path")}
+    return Student(family, None, options)
+
+
+def place_of(teacher: Teacher | None) -> str:
+    """The device of a live teacher's numbers, or the best one of this machine."""
+    if isinstance(teacher, nn.Module):
+        for value in (*teacher.parameters(), *teacher.buffers()):
+            return str(value.device)
+    return pick_device("auto")
+
+
+def trainer_of(fit: Fit, device: str, progress: bool) -> Any:
+    """The trainer of a fit with an optimizer; Lightning is loaded here and not before."""
+    from solverdistill.training.trainer import quiet_trainer
+
+    return quiet_trainer(fit, device, progress)
