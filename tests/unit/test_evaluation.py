@@ -349,7 +349,12 @@ def test_markdown_holds_every_number(tmp_path: Path) -> None:
     text = write_markdown(tmp_path / "rows.md", table, {"FD": "FD(toy)"}, "Mixture", "The end.").read_text("utf-8")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")] for line in lines]
-    assert text.startswith("# Mixture\n\n|") and text.endswith("|\n\nThe end.\n") and "FD(toy)" in cells[0] and len({len(line) for line in cells}) == 1
+    assert (
+        text.startswith("# Mixture\n\n|")
+        and text.endswith("|\n\nThe end.\n")
+        and "FD(toy)" in cells[0]
+        and len({len(line) for line in cells}) == 1
+    )
     assert cells[2][:6] == ["student", "EPD", "8", "5", "0.2500", "0.1250".join(["**"] * 2)]
     assert cells[3][1:5] == ['odd, "name" / here', "8", "8", "**1.0e-05**"] and "**50.00**" in cells[3]
     assert cells[-1] == ["reference", "reference", "-", "-", "0.0000", "0.0000", "0.0000", "inf", "-", "-"]

@@ -43,8 +43,8 @@ class Line(NamedTuple):
 class Layout(NamedTuple):
     """Columns that have a value, and the lines of every group by its title.
 
-    The best values are those of `best_of`, "each column" or "every nfe". Where groups are roles, their titles tell who is a
-    student; elsewhere a student's line needs a mark.
+    The best values are those of `best_of`, "each column" or "every nfe". Where groups are roles, their titles tell
+    who is a student; elsewhere a student's line needs a mark.
     """
 
     columns: list[Column]

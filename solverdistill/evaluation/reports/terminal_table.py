@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from solverdistill.evaluation.reports.table_layout import Cell, Column, Layout
+from solverdistill.evaluation.reports.table_layout import Cell, Layout, titles
 from solverdistill.evaluation.rows import REFERENCE
 
+LONGEST = 31  # line of a solver's name
 PAIRED = {"RMSE": "RMSE", "PSNR [dB]": "PSNR", "SSIM": "SSIM", "LPIPS": "LPIPS"}  # measured against the reference
 
 
@@ -25,12 +27,11 @@ def terminal_table(layout: Layout, names: Mapping[str, str], plain: bool = False
     caption = _caption(layout, names, plain)
     table = Table(box=box.ASCII2 if plain else box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1))
     every = [line for lines in layout.groups.values() for line in lines]
-    # Long names and titles break, numbers do not.
-    longest = max(len(line.label) for line in every) + 1
-    table.add_column("solver", justify="left", min_width=min(longest, 24), max_width=31)
-    for i, column in enumerate(layout.columns):
+    table.add_column("solver", justify="left", no_wrap=True)
+    for i, title in enumerate(titles(layout.columns, {})):  # where space is short, titles break and numbers do not
         width = max(len(_text(line.cells[i], plain)) for line in every)
-        table.add_column(Text(_title(column)), justify="right", min_width=width)  # as text: "[s]" would be markup
+        short = title.replace("precision", "prec").replace("x 1000", "x1e3")
+        table.add_column(Text(short), justify="right", min_width=width)  # as text: "[s]" would be markup
     for title, lines in layout.groups.items():
         if title != REFERENCE:
             table.add_row(Text(title, style="dim italic"), *[""] * len(layout.columns))
@@ -38,15 +39,10 @@ def terminal_table(layout: Layout, names: Mapping[str, str], plain: bool = False
             student = line.kind == "student"
             mark = "" if title == REFERENCE else "> " if plain and student and not layout.roles else " "
             cells = [_text(cell, plain) for cell in line.cells]
-            label = Text(mark + line.label, style="bold cyan" if student else "")
-            table.add_row(label, *cells, end_section=line is lines[-1])
+            label = textwrap.fill(mark + line.label, LONGEST, subsequent_indent=" ")
+            style = "bold cyan" if student else ""
+            table.add_row(Text(label, style=style), *cells, end_section=line is lines[-1])
     return table
-
-
-def _title(column: Column) -> str:
-    """A narrow title; a mean goes without saying."""
-    title = f"{column.measure} {column.part}".strip().removesuffix(" mean")
-    return title.replace("precision", "prec").replace("x 1000", "x1e3")
 
 
 def _caption(layout: Layout, names: Mapping[str, str], plain: bool) -> str:
