@@ -21,8 +21,9 @@ import torch
 from lightning import seed_everything
 
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
-from solverdistill.evaluation.compare import Row, compare
+from solverdistill.evaluation.compare import compare
 from solverdistill.evaluation.lower_starts import best_from_lower
+from solverdistill.evaluation.rows import Row
 from solverdistill.objectives import features
 
 from .records import CLASSICAL, Record

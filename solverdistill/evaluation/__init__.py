@@ -5,6 +5,7 @@ evaluations run side by side is compared with the classical solvers of the same 
 """
 
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
-from solverdistill.evaluation.compare import Row, compare
+from solverdistill.evaluation.compare import compare
+from solverdistill.evaluation.rows import Row
 
 __all__ = ["Candidate", "Row", "classical_candidates", "compare"]

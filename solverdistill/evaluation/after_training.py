@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from solverdistill.denoisers.base import Teacher
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
-from solverdistill.evaluation.compare import Row, compare
+from solverdistill.evaluation.compare import compare, device_of
 from solverdistill.evaluation.lower_starts import best_from_lower
-from solverdistill.evaluation.reports import figures, report
+from solverdistill.evaluation.reports import figures
+from solverdistill.evaluation.reports.table_files import write_csv, write_markdown
+from solverdistill.evaluation.reports.table_layout import by_role
+from solverdistill.evaluation.reports.terminal_table import terminal_table
+from solverdistill.evaluation.rows import Row
 from solverdistill.objectives import features
-from solverdistill.programs.playing import sample
 from solverdistill.programs.program import SolverProgram
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import console
@@ -33,6 +35,7 @@ IN_FIGURE = (
     "DEIS-tAB3",
 )
 FROM_LOWER = "best begun lower"
+MEANING = "RMSE (per image, data units) and PSNR against the reference end points; best values in bold."
 
 
 @dataclass(frozen=True)
@@ -95,33 +98,29 @@ def compare_at_the_end(
         extractor.module if extractor else None,
         extractor.real if extractor else None,
     )
-    name = f"FD({extractor.name})" if extractor else "FD"
-    report.show(rows, console(), name)
-    report.write_csv(output / "metrics.csv", rows)
-    report.write_markdown(output / "metrics.md", rows, name, title=f"{label} for {teacher.name}")
+    table, names = by_role(rows), {"FD": f"FD({extractor.name})"} if extractor else {}
+    screen = console()
+    screen.print(terminal_table(table, names, plain=not screen.is_terminal))
+    write_csv(output / "metrics.csv", rows)
+    write_markdown(output / "metrics.md", table, names, f"{label} for {teacher.name}", MEANING)
     folder = output / "figures"
     folder.mkdir(exist_ok=True)
     curves = {**_curves(settings, teacher, denoiser, targets), FROM_LOWER: _best_rows(rows, lower)}
     figures.error_against_nfe(folder / "error_against_nfe.png", curves, [rows[0]])
     if len(teacher.shape) == 3 and teacher.shape[0] in (1, 3):
-        best = min(
-            (row for row in rows if row.kind == "classical" and row.nfe == student.nfe), key=_error, default=None
-        )
-        few = next((c for c in classical if best is not None and c.label == best.label), None)
+        equal = [row for row in rows if row.kind == "classical" and row.nfe == student.nfe]
+        best = min(equal, key=lambda row: row.order).label if equal else None
+        few = next((c for c in classical if (c.label, c.nfe) == (best, student.nfe)), None)
         _sample_grid(folder / "samples.png", settings, student, few, denoiser, targets)
-    console().print(f"solver.json, metrics.csv and figures are in {output}")
+    screen.print(f"solver.json, metrics.csv and figures are in {output}")
     return rows
-
-
-def _error(row: Row) -> float:
-    return row.rmse_mean if math.isfinite(row.rmse_mean) else math.inf
 
 
 def _best_rows(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:
     """The best of the candidates' rows at each nfe."""
     names = {(candidate.label, candidate.nfe) for candidate in candidates}
     best: dict[int | None, Row] = {}
-    for row in sorted((row for row in rows if (row.label, row.nfe) in names), key=_error):
+    for row in sorted((row for row in rows if (row.label, row.nfe) in names), key=lambda row: row.order):
         best.setdefault(row.nfe, row)
     return list(best.values())
 
@@ -148,19 +147,8 @@ def _sample_grid(
 ) -> None:
     part = targets.take(torch.arange(min(settings.grid_samples, len(targets))))
     columns: dict[str, Tensor] = {"noise": part.noise}
-    for candidate in (few, student):
-        if candidate is not None:
-            title = f"{candidate.label}\nnfe {candidate.nfe}, depth {candidate.depth}"
-            columns[title] = _play(candidate, denoiser, part.noise, part.cond)
+    for candidate in [c for c in (few, student) if c is not None]:
+        title = f"{candidate.label}\nnfe {candidate.nfe}, depth {candidate.depth}"
+        with torch.inference_mode():
+            columns[title] = candidate.play(denoiser, part.noise, part.cond, device_of(denoiser)).cpu()
     figures.sample_grid(path, {**columns, "reference": part.end})
-
-
-def _play(candidate: Candidate, denoiser: Any, noise: Tensor, cond: Any) -> Tensor:
-    device = next((p.device for p in denoiser.parameters()), torch.device("cpu")) if _is_module(denoiser) else None
-    with torch.inference_mode():
-        moved = cond.to(device) if isinstance(cond, Tensor) and device is not None else cond
-        return sample(candidate.program, denoiser, noise.to(device) if device else noise, moved).cpu()
-
-
-def _is_module(denoiser: Any) -> bool:
-    return isinstance(denoiser, nn.Module)

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from solverdistill import families
 from solverdistill.families.base import Family
 from solverdistill.noise.grids import Grid, lower_start
 from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import Flow, Path
+from solverdistill.programs.playing import Denoise, sample
 from solverdistill.programs.program import SolverProgram
 
 
@@ -38,6 +41,21 @@ class Candidate:
     def of(cls, label: str, program: SolverProgram, kind: Literal["student", "classical"] = "student") -> Candidate:
         """A candidate whose costs are those of its program."""
         return cls(label, program.detach().to("cpu"), program.nfe, program.depth, kind)
+
+    def play(self, denoiser: Denoise, noise: Tensor, cond: Any, device: torch.device | str | None) -> Tensor:
+        """Its samples from some noise, complete when it returns, so that its time can be taken.
+
+        Args:
+            denoiser: The teacher, possibly guided.
+            noise: Unit-normal noise. Shape: (images, ...).
+            cond: Pytree of conditions; None for none.
+            device: Where the denoiser is, and hence the samples; None plays where the noise is.
+        """
+        noise, cond = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (noise, cond))
+        samples = sample(self.program, denoiser, noise, cond)
+        if samples.is_cuda:
+            torch.cuda.synchronize(samples.device)
+        return samples
 
 
 @dataclass(frozen=True)

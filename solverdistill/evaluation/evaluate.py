@@ -15,11 +15,11 @@ from solverdistill.denoisers.base import Teacher
 from solverdistill.denoisers.guidance import make_guided
 from solverdistill.evaluation.candidates import Candidate, classical_candidates
 from solverdistill.evaluation.end_points import EndPoints
+from solverdistill.evaluation.measuring import Measured, Progress, Yardstick, measure, measure_real
 from solverdistill.evaluation.metrics.feature_spaces import FeatureSpace, open_space
-from solverdistill.evaluation.metrics.paired import Distance
+from solverdistill.evaluation.metrics.paired_errors import Distance
 from solverdistill.evaluation.plan import EvaluationPlan
 from solverdistill.evaluation.real_images import ArrayImages, RealImages, open_images
-from solverdistill.evaluation.streaming import Measured, Progress, Yardstick, measure, measure_real
 from solverdistill.objectives import features
 from solverdistill.objectives.lpips import LPIPS
 from solverdistill.programs.solver_file import SolverFile, read_solver

@@ -6,7 +6,6 @@ the best of them. Which solver, grid and level are best is found on a few sample
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -57,13 +56,9 @@ def best_from_lower(
     images = len(noise)
     first = pytree.tree_map(lambda leaf: leaf[:SAMPLES] if _has_rows(leaf, images) else leaf, cond)
     rows = compare(field, denoiser, noise[:SAMPLES], first, reference[:SAMPLES], min(SAMPLES, batch_size))
-    ranked = sorted(zip(rows, field, strict=False), key=lambda pair: _finite(pair[0].rmse_mean))
+    ranked = sorted(zip(rows, field, strict=False), key=lambda pair: pair[0].order)
     costs = dict.fromkeys(candidate.nfe for candidate in field)
     return [one for cost in costs for one in [c for _, c in ranked if c.nfe == cost][:KEPT]]
-
-
-def _finite(error: float) -> float:
-    return error if math.isfinite(error) else math.inf
 
 
 def _has_rows(leaf: Any, images: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from solverdistill.evaluation.metrics.distribution import BACKENDS
+from solverdistill.evaluation.metrics.set_distances import BACKENDS
 from solverdistill.support.type_checks import check_fields
 
 
@@ -27,7 +27,7 @@ class EvaluationPlan:
             no such distances.
         real: Real images: "auto" (the teacher's own data set), "reference" (the reference end points), or a folder,
             .npz, .npy or MNIST file.
-        backend: Library of Frechet and kernel distance: "cleanfid" or "torchmetrics".
+        backend: Library of the kernel distance: "cleanfid", which takes all images as 8-bit pixels, or "torchmetrics".
         subset: Samples and real images that kernel distance, precision and recall are computed on.
         neighbours: k of precision and recall.
         lpips: Backbone of LPIPS ("vgg", "alex", "squeeze"); None leaves it out.

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from gas_goldens import denoiser_of, golden, gs_family, gs_path, names, params_of, relative
-from torch import Tensor
+from torch import Tensor, nn
 
 from solverdistill.denoisers.wrappers import Guided
 from solverdistill.families import build
 from solverdistill.families.learned.gas import GAS
 from solverdistill.fits.gradient.discriminators import discriminator_loss, generator_loss
-from solverdistill.fits.gradient.ema import EMA
+from solverdistill.fits.gradient.ema import moving_average
 from solverdistill.noise.grids import Grid
 from solverdistill.noise.paths import VP, Discrete
 from solverdistill.objectives.distances import l1, mse
@@ -156,25 +156,25 @@ def test_losses_and_gradients_equal_the_official_ones(key: str, distance: Any) -
 
 def test_forty_iterations_of_the_published_recipe_equal_the_official_ones() -> None:
     arrays, family = golden("gs_grad_train_nfe4"), training_family()
-    params = {name: value.clone().requires_grad_() for name, value in params_of(arrays, "train_init_").items()}
+    params = nn.ParameterDict(params_of(arrays, "train_init_"))
     for name, value in family.init(0).items():
         torch.testing.assert_close(value, params[name].detach(), rtol=TOLERANCE, atol=1e-12)
-    optimizer, average = torch.optim.Adam(params.values(), lr=arrays["lr"]), EMA(params, arrays["ema_decay"])
+    optimizer, average = torch.optim.Adam(params.values(), lr=arrays["lr"]), moving_average(params, arrays["ema_decay"])
     losses, norms, first = [], [], {}
     for iteration in range(arrays["iters"]):
         optimizer.zero_grad()
-        end = sample(family.program(params), denoiser_of(arrays), arrays["x_T"])
+        end = sample(family.program(dict(params)), denoiser_of(arrays), arrays["x_T"])
         loss = l1(end, arrays["teacher_x0"]).mean()
         loss.backward()
         norms.append(torch.nn.utils.clip_grad_norm_(list(params.values()), arrays["clip"]))
         optimizer.step()
-        average.update(params)
+        average.update_parameters(params)
         losses.append(loss.detach())
         if iteration == 0:
             first = {name: value.detach().clone() for name, value in params.items()}
     assert relative(torch.stack(losses), arrays["train_losses"]) < TOLERANCE
     assert relative(torch.stack(norms), arrays["train_grad_norms_before_clip"]) < 1e-10
-    for ours, prefix in ((first, "iter1"), (params, "final"), (average.average, "ema")):
+    for ours, prefix in ((first, "iter1"), (params, "final"), (average.module, "ema")):
         for name, value in ours.items():
             torch.testing.assert_close(value.detach(), arrays[f"train_{prefix}_{name}"], rtol=1e-9, atol=1e-10)
 

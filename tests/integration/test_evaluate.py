@@ -21,8 +21,8 @@ from solverdistill.evaluation import Candidate, compare
 from solverdistill.evaluation.end_points import EndPoints
 from solverdistill.evaluation.evaluate import Evaluation, evaluate
 from solverdistill.evaluation.plan import EvaluationPlan
-from solverdistill.evaluation.reports import report, tables
 from solverdistill.evaluation.reports.publishing import publish
+from solverdistill.evaluation.reports.table_layout import by_nfe
 from solverdistill.references.solving import Reference
 from solverdistill.references.targets import Source, TargetSettings, make_targets
 from solverdistill.teachers.mixture import Mixture
@@ -161,14 +161,17 @@ def test_the_report_stands_alone(found: Evaluation, tmp_path: Path) -> None:
     for measured in found.measured:
         assert f"<td>{measured.row.label}</td><td>{measured.row.nfe or '-'}</td>" in page.replace(' class="best"', "")
     assert "FD(averages)" in page and re.search(r"\bFID\b", page) is None
-    assert report.read_csv(files["csv"]) == [m.row for m in found.measured]
+    with files["csv"].open(encoding="utf-8", newline="") as stream:
+        written = list(csv.DictReader(stream))
+    assert [row["label"] for row in written] == [m.row.label for m in found.measured]
+    assert [float(row["rmse_mean"]) for row in written] == [m.row.rmse_mean for m in found.measured]
     lines = [line for line in files["markdown"].read_text("utf-8").splitlines() if line.startswith("|")]
     assert len(lines) == len(found.measured) + 2 and len({line.count("|") for line in lines}) == 1
 
 
 def test_the_best_of_every_nfe_is_marked(found: Evaluation) -> None:
-    columns, groups = tables.layout([m.row for m in found.measured])
-    place = [column.field for column in columns].index("rmse_mean")
+    table = by_nfe([m.row for m in found.measured])
+    place, groups = [column.field for column in table.columns].index("rmse_mean"), table.groups
     assert all(lines[0].cells[place].best for title, lines in groups.items() if title != "reference")
     assert sum(cell.best for cell in groups["reference"][0].cells) == 0
 

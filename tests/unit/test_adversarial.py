@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from solverdistill.fits.gradient.discriminators import (
     Discriminator,
@@ -13,7 +13,7 @@ from solverdistill.fits.gradient.discriminators import (
     paper_discriminator,
     small_discriminator,
 )
-from solverdistill.fits.gradient.ema import EMA
+from solverdistill.fits.gradient.ema import moving_average, restart
 
 
 def test_losses_of_equal_images_are_log_two_and_penalties_are_squared_slopes() -> None:
@@ -94,20 +94,24 @@ def test_too_many_stages_are_refused() -> None:
 
 
 def test_the_moving_average_warms_up_and_survives_a_checkpoint() -> None:
-    values = {"w": torch.zeros(2, dtype=torch.float64)}
-    average = EMA(values, decay=0.999)
-    values["w"] += 1.0
-    average.update(values)
-    torch.testing.assert_close(average.average["w"], torch.full((2,), 1 - 2 / 11, dtype=torch.float64))
-    again = EMA(values)
+    params = nn.ParameterDict({"w": torch.zeros(2, dtype=torch.float64)})
+    average, again = moving_average(params, 0.25), moving_average(params, 0.25)
+    params["w"].data += 1.0
+    average.update_parameters(params)
+    first = 1 - 2 / 11
+    torch.testing.assert_close(average.module["w"], torch.full((2,), first, dtype=torch.float64), rtol=1e-15, atol=0.0)
     again.load_state_dict(average.state_dict())
+    params["w"].data += 1.0
     for both in (average, again):
-        both.update(values)
-    torch.testing.assert_close(again.average, average.average, rtol=0.0, atol=0.0)
-    constant = EMA({"w": torch.zeros(2)}, decay=0.5, warm_up=False)
-    constant.update({"w": torch.ones(2)})
-    assert constant.average["w"].tolist() == [0.5, 0.5]
-    with pytest.raises(ValueError, match="holds"):
-        average.update({"v": values["w"]})
+        both.update_parameters(params)
+        assert not both.module["w"].requires_grad
+        expected = torch.full((2,), first + (2 - first) * 0.75, dtype=torch.float64)  # 3 / 12 is the decay
+        torch.testing.assert_close(both.module["w"], expected, rtol=1e-15, atol=0.0)
+    with torch.inference_mode():  # as within a validation
+        restart(average, params)
+    assert torch.equal(average.module["w"], params["w"])
+    params["w"].data += 1.0
+    average.update_parameters(params)
+    torch.testing.assert_close(average.module["w"], torch.full((2,), 3 - 2 / 11, dtype=torch.float64))
     with pytest.raises(ValueError, match="decay"):
-        EMA(values, decay=1.5)
+        moving_average(params, 1.5)

@@ -13,14 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from solverdistill.evaluation.measuring import measure_real
 from solverdistill.evaluation.metrics import cleanfid
-from solverdistill.evaluation.metrics.distribution import distances, precision_recall
-from solverdistill.evaluation.metrics.feature_spaces import FeatureSpace, open_space
+from solverdistill.evaluation.metrics.feature_spaces import Features, FeatureSpace, open_space
 from solverdistill.evaluation.metrics.feature_statistics import FeatureStatistics
-from solverdistill.evaluation.metrics.frechet import Features, frechet_distance
-from solverdistill.evaluation.metrics.paired import paired_errors
+from solverdistill.evaluation.metrics.paired_errors import paired_errors
+from solverdistill.evaluation.metrics.set_distances import distances, precision_recall
 from solverdistill.evaluation.real_images import ArrayImages, open_images
-from solverdistill.evaluation.streaming import measure_real
 from solverdistill.teachers.mixture import toy_mixture
 
 WIDTH = 4
@@ -101,12 +100,16 @@ def test_the_kernel_distance_is_clean_fids_own() -> None:
     assert (np.random.get_state()[1] == before).all()  # pyright: ignore
 
 
-def test_torchmetrics_gives_the_same_frechet_distance_and_its_own_kernel_distance() -> None:
+def test_the_frechet_distance_is_torchmetrics_too_and_its_kernel_distance_is_its_own() -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     real, samples = images(40, 0), images(30, 1, bias=0.1)
+    metric = FrechetInceptionDistance(feature=Features(Averages()), normalize=True)
+    metric.update(real, real=True)
+    metric.update(samples, real=False)
     pair = statistics(real, 16, quantised=False), statistics(samples, 7, quantised=False)
     found, other = distances(*pair, backend="torchmetrics"), distances(*pair)
-    assert found.frechet == pytest.approx(frechet_distance(samples, real, Averages()), rel=1e-9)
-    assert other.frechet == pytest.approx(found.frechet, rel=1e-6)
+    assert found.frechet == other.frechet == pytest.approx(metric.compute().item(), rel=1e-6)
     # Both estimators are unbiased; they draw other subsets.
     assert found.kernel == pytest.approx(other.kernel, abs=2e-3)
     with pytest.raises(ValueError, match="known: cleanfid, torchmetrics"):

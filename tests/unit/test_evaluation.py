@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import struct
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,14 @@ from solverdistill.denoisers.wrappers import Counted
 from solverdistill.evaluation import Candidate, Row, classical_candidates, compare
 from solverdistill.evaluation.candidates import CLASSICAL
 from solverdistill.evaluation.lower_starts import SHIFTS, best_from_lower
-from solverdistill.evaluation.metrics.frechet import FrechetDistance, frechet_distance
-from solverdistill.evaluation.metrics.paired import PairedErrors, paired_errors
-from solverdistill.evaluation.reports import figures, report
+from solverdistill.evaluation.metrics.feature_spaces import Features
+from solverdistill.evaluation.metrics.feature_statistics import FeatureStatistics
+from solverdistill.evaluation.metrics.frechet import frechet_distance
+from solverdistill.evaluation.metrics.paired_errors import PairedErrors, paired_errors
+from solverdistill.evaluation.reports import figures
+from solverdistill.evaluation.reports.table_files import write_csv, write_markdown
+from solverdistill.evaluation.reports.table_layout import by_role
+from solverdistill.evaluation.reports.terminal_table import terminal_table
 from solverdistill.noise.paths import EDM, VP, Flow
 from solverdistill.programs.playing import sample
 from solverdistill.teachers.mixture import Mixture, toy_mixture
@@ -76,20 +82,22 @@ def test_paired_errors_are_their_formulas() -> None:
     mse = torch.stack([((a - b) ** 2).sum() / 60 for a, b in zip(samples, reference, strict=True)])
     torch.testing.assert_close(errors.rmse, mse.sqrt(), rtol=1e-14, atol=0)
     torch.testing.assert_close(errors.psnr, 10 * torch.log10(4 / mse), rtol=1e-7, atol=0)
-    assert errors.mean == pytest.approx(mse.sqrt().mean().item(), rel=1e-14)
-    assert errors.median == pytest.approx(mse.sqrt().sort().values[3].item(), rel=1e-14)
-    assert errors.mean_psnr == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), rel=1e-7)
+    rmse, psnr = errors.summary("rmse"), errors.summary("psnr")
+    assert rmse is not None and psnr is not None
+    assert rmse.mean == pytest.approx(mse.sqrt().mean().item(), rel=1e-14)
+    assert rmse.median == pytest.approx(mse.sqrt().sort().values[3].item(), rel=1e-14)
+    assert psnr.mean == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), rel=1e-7)
 
 
 def test_the_95th_percentile_interpolates() -> None:
     errors = PairedErrors(torch.arange(101, dtype=torch.float64), torch.zeros(101))
-    assert errors.p95 == pytest.approx(95.0) and errors.median == pytest.approx(50.0)
+    assert errors.summary("rmse") == pytest.approx((50.0, 50.0, 95.0))
 
 
 def test_paired_errors_of_vectors_and_of_equal_images() -> None:
     x = draw(5, 6)
     errors = paired_errors(x, x)
-    assert not errors.rmse.any() and errors.psnr.isinf().all() and errors.mean_psnr == math.inf
+    assert not errors.rmse.any() and errors.psnr.isinf().all()
     with pytest.raises(ValueError, match="one shape"):
         paired_errors(x, x[:, :3])
     with pytest.raises(ValueError, match="one shape"):
@@ -102,9 +110,21 @@ def test_joined_batches_are_the_whole() -> None:
     torch.testing.assert_close(PairedErrors.join(parts).rmse, paired_errors(samples, reference).rmse)
 
 
+def statistics(x: Tensor, extractor: nn.Module, batch: int = 64) -> FeatureStatistics:
+    features = Features(extractor)
+    result = FeatureStatistics(features.num_features)
+    for part in x.split(batch):
+        result.update(features(part), range(len(part)))
+    return result
+
+
+def frechet(samples: Tensor, real: Tensor, extractor: nn.Module) -> float:
+    return frechet_distance(statistics(real, extractor), statistics(samples, extractor))
+
+
 def test_frechet_distance_of_equal_sets_is_zero() -> None:
     x = draw(200, 1, 2, 2)
-    assert frechet_distance(x, x, Identity(4), batch_size=64) == pytest.approx(0, abs=1e-10)
+    assert frechet(x, x, Identity(4)) == pytest.approx(0, abs=1e-10)
 
 
 def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
@@ -113,36 +133,41 @@ def test_frechet_distance_of_gaussians_is_the_closed_form() -> None:
     x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
     shift, scale = torch.tensor([[1.0, -2.0, 0.0, 0.5], [1.0, 2.0, 0.5, 3.0]], dtype=torch.float64)
     expected = (shift**2).sum() + ((scale - 1) ** 2).sum()
-    assert frechet_distance(x * scale + shift, x, Identity(4)) == pytest.approx(expected.item(), rel=1e-9)
+    assert frechet(x * scale + shift, x, Identity(4)) == pytest.approx(expected.item(), rel=1e-12)
 
 
-def test_frechet_distance_is_streamed_and_keeps_the_real_images() -> None:
-    real, a, b = draw(50, 6), draw(40, 6, seed=1) + 1, draw(40, 6, seed=2) * 2
-    distance = FrechetDistance(Identity(6), real, batch_size=16)
-    for batch in a.split(13):
-        distance.update(batch)
-    first = distance.compute()
-    distance.reset()
-    distance.update(b)
-    assert first == pytest.approx(frechet_distance(a, real, Identity(6)), rel=1e-12)
-    assert distance.compute() == pytest.approx(frechet_distance(b, real, Identity(6)), rel=1e-12)
+def test_frechet_distance_holds_its_digits_where_features_are_redundant() -> None:
+    """In three of six dimensions, turned; clean-fid's and torchmetrics' roots lose half of the digits there."""
+    x = draw(500, 3)
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T
+    turn = torch.linalg.qr(draw(6, 6, seed=2)).Q[:3]
+    scale = torch.tensor([1.5, 1.0, 1e-3], dtype=torch.float64)
+    expected = ((scale - 1) ** 2).sum().item()
+    assert frechet(x * scale @ turn, x @ turn, Identity(6)) == pytest.approx(expected, rel=1e-10)
 
 
-def test_frechet_distance_takes_features_in_evaluation_mode() -> None:
+def test_frechet_distance_does_not_depend_on_batches_and_is_infinite_for_what_diverged() -> None:
+    real, x = draw(50, 6), draw(40, 6, seed=1) + 1
+    whole = frechet_distance(statistics(real, Identity(6)), statistics(x, Identity(6)))
+    parts = frechet_distance(statistics(real, Identity(6), 16), statistics(x, Identity(6), 13))
+    assert parts == pytest.approx(whole, rel=1e-12)
+    assert frechet(x.index_fill(0, torch.tensor([3]), math.nan), real, Identity(6)) == math.inf
+
+
+def test_features_are_taken_in_evaluation_mode() -> None:
     extractor = Classifier()
     x = draw(30, 6)
-    assert frechet_distance(x, x, extractor) == pytest.approx(0, abs=1e-10)
-    assert extractor.training and FrechetDistance(extractor, x).label == "FD(toy)"
-    assert FrechetDistance(Identity(6), x).label == "FD(Identity)"
+    assert frechet(x, x, extractor) == pytest.approx(0, abs=1e-10)
+    assert extractor.training and extractor.dropout.training
 
 
 def test_frechet_distance_refuses_what_it_cannot_measure() -> None:
-    with pytest.raises(ValueError, match="more than 6 real images, not 6"):
-        frechet_distance(draw(20, 6), draw(6, 6), Identity(6))
+    with pytest.raises(ValueError, match="more than 6 samples, not 6"):
+        frechet(draw(20, 6), draw(6, 6), Identity(6))
     with pytest.raises(ValueError, match="more than 6 samples, not 3"):
-        frechet_distance(draw(3, 6), draw(20, 6), Identity(6))
+        frechet(draw(3, 6), draw(20, 6), Identity(6))
     with pytest.raises(ValueError, match="no integer `num_features`"):
-        frechet_distance(draw(20, 6), draw(20, 6), nn.Flatten())
+        Features(nn.Flatten())
 
 
 # --- candidates ------------------------------------------------------------------------------------------------------
@@ -258,13 +283,14 @@ def test_compare_measures_every_candidate(comparison: dict[str, Any]) -> None:
     assert seen[:3] == [("EPD", 10, 24), ("EPD", 20, 24), ("EPD", 24, 24)]
     for candidate, measured in zip(chosen, rows, strict=False):
         samples = sample(candidate.program, c["teacher"], c["noise"])
-        errors = paired_errors(samples, c["reference"])
-        assert (measured.rmse_mean, measured.rmse_p95) == pytest.approx((errors.mean, errors.p95), rel=1e-9)
-        assert measured.frechet == pytest.approx(frechet_distance(samples, c["real"], Identity(6)), rel=1e-9)
+        errors = paired_errors(samples, c["reference"]).rmse
+        expected = errors.mean().item(), errors.quantile(0.95).item()
+        assert (measured.rmse_mean, measured.rmse_p95) == pytest.approx(expected, rel=1e-9)
+        assert measured.frechet == pytest.approx(frechet(samples, c["real"], Identity(6)), rel=1e-9)
         assert measured.seconds is not None and measured.seconds > 0
     own = rows[-1]
     assert (own.kind, own.nfe, own.rmse_mean, own.psnr, own.seconds) == ("reference", None, 0.0, math.inf, None)
-    assert own.frechet == pytest.approx(frechet_distance(c["reference"], c["real"], Identity(6)), rel=1e-9)
+    assert own.frechet == pytest.approx(frechet(c["reference"], c["real"], Identity(6)), rel=1e-9)
 
 
 def test_compare_slices_conditions_and_leaves_no_graph() -> None:
@@ -302,21 +328,33 @@ def some_rows() -> list[Row]:
 
 
 def test_csv_round_trip(tmp_path: Path) -> None:
-    assert report.read_csv(report.write_csv(tmp_path / "rows.csv", some_rows())) == some_rows()
+    with write_csv(tmp_path / "rows.csv", some_rows()).open(encoding="utf-8", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    for line, expected in zip(lines, some_rows(), strict=True):
+        assert list(line) == [field.name for field in fields(Row)]
+        for name, text in line.items():
+            value = getattr(expected, name)
+            assert text == "" if value is None else type(value)(text) == value, name
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 
 def test_groups_put_the_student_first() -> None:
-    groups = {name: [r.label for r in group] for name, group in report.grouped(some_rows())}
+    groups = {name: [line.label for line in group] for name, group in by_role(some_rows()).groups.items()}
     assert list(groups) == ["student", "same nfe", "same depth", "classical", "reference"]
     assert groups["same nfe"] == ['odd, "name" | here', "Euler"] and groups["same depth"] == ["short"]
 
 
 def test_markdown_holds_every_number(tmp_path: Path) -> None:
-    text = report.write_markdown(tmp_path / "rows.md", some_rows(), "FD(toy)", title="Mixture").read_text("utf-8")
+    table = by_role(some_rows())
+    text = write_markdown(tmp_path / "rows.md", table, {"FD": "FD(toy)"}, "Mixture", "The end.").read_text("utf-8")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.replace("\\|", "/").strip("|").split("|")] for line in lines]
-    assert text.startswith("# Mixture\n") and "FD(toy)" in cells[0] and len({len(line) for line in cells}) == 1
+    assert (
+        text.startswith("# Mixture\n\n|")
+        and text.endswith("|\n\nThe end.\n")
+        and "FD(toy)" in cells[0]
+        and len({len(line) for line in cells}) == 1
+    )
     assert cells[2][:6] == ["student", "EPD", "8", "5", "0.2500", "0.1250".join(["**"] * 2)]
     assert cells[3][1:5] == ['odd, "name" / here', "8", "8", "**1.0e-05**"] and "**50.00**" in cells[3]
     assert cells[-1] == ["reference", "reference", "-", "-", "0.0000", "0.0000", "0.0000", "inf", "-", "-"]
@@ -327,7 +365,8 @@ def test_terminal_table_fits_100_columns(comparison: dict[str, Any], terminal: b
     c = comparison
     rows = compare(c["candidates"], c["teacher"], c["noise"], None, c["reference"], 24, Identity(6), c["real"])
     console = Console(width=100, record=True, force_terminal=terminal, file=io.StringIO())
-    report.show([replace(rows[0], label="EPD", kind="student", depth=5), *rows[1:]], console, "FD(DigitClassifier)")
+    table = by_role([replace(rows[0], label="EPD", kind="student", depth=5), *rows[1:]])
+    console.print(terminal_table(table, {"FD": "FD(DigitClassifier)"}, plain=not terminal))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100 and "…" not in text
     assert all(word in text for word in ("same depth", "DEIS-tAB3 quadratic", "[dB]", "[s]", "FD(DigitClassifier)"))

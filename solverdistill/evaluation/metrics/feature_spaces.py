@@ -9,11 +9,48 @@ from torch import Tensor, nn
 
 from solverdistill.denoisers.base import Teacher
 from solverdistill.evaluation.metrics.cleanfid import CleanInception, to_pixels
-from solverdistill.evaluation.metrics.frechet import Features
 from solverdistill.evaluation.real_images import ArrayImages
 from solverdistill.objectives import features
 
 FID = "fid"  # name of the Inception network that FID is defined by, among the extractors
+
+
+class Features(nn.Module):
+    """What distances between sets are measured on: a classifier's `features`, or the output of any other network.
+
+    The network is put in evaluation mode while it is used and found afterwards as it was.
+
+    Args:
+        network: Maps images in [-1, 1], shape (batch, ...), to (batch, num_features) by its method `features`, or by
+            being called where it has none.
+    Attributes:
+        num_features: Width of the features.
+    Raises:
+        ValueError: the network does not state `num_features`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        width = getattr(network, "num_features", None)
+        if not isinstance(width, int):
+            raise ValueError(f"{type(network).__name__} cannot serve as extractor: it has no integer `num_features`")
+        self.network, self.num_features = network, width
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Features in float64. Shape: (batch, num_features)."""
+        extract = getattr(self.network, "features", None)
+        weight = next(self.network.parameters(), images)
+        images = images.to(device=weight.device, dtype=weight.dtype)
+        training = self.network.training
+        self.network.eval()
+        try:
+            named = callable(extract) and not isinstance(extract, nn.Module)
+            features = extract(images) if named else self.network(images)
+        finally:
+            self.network.train(training)
+        assert isinstance(features, Tensor)
+        return features.double()
 
 
 @dataclass(frozen=True)
@@ -51,8 +88,7 @@ class FeatureSpace:
         """Features of images in [-1, 1]. Shape: (batch, width), float64."""
         if self.quantised:
             images = to_pixels(images).float() / 127.5 - 1
-        with torch.no_grad():
-            return self.network(images)
+        return self.network(images)
 
 
 def open_space(

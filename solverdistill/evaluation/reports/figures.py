@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from solverdistill.evaluation.candidates import AFS_SUFFIX
-from solverdistill.evaluation.compare import Row
+from solverdistill.evaluation.rows import Row
 
 DPI = 150
 INK, FAINT = "#222222", "#d9d9d9"
@@ -75,7 +75,7 @@ def best_curves(curves: Mapping[str, Sequence[Row]], count: int) -> dict[str, li
     """The curves of least RMSE by the mean of their ranks at each nfe, in their order, to keep a figure readable."""
     ranks: dict[str, list[int]] = {label: [] for label in curves}
     for nfe in {row.nfe for curve in curves.values() for row in curve}:
-        here = [(row.rmse_mean, label) for label, curve in curves.items() for row in curve if row.nfe == nfe]
+        here = [(row.order, label) for label, curve in curves.items() for row in curve if row.nfe == nfe]
         for rank, (_, label) in enumerate(sorted(here)):
             ranks[label].append(rank)
     mean = {label: sum(places) / len(places) for label, places in ranks.items() if places}

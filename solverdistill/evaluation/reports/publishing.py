@@ -6,10 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from solverdistill.evaluation.compare import REFERENCE, Row
 from solverdistill.evaluation.evaluate import Evaluation
-from solverdistill.evaluation.reports import figures, html, report, tables
-from solverdistill.evaluation.streaming import Measured
+from solverdistill.evaluation.measuring import Measured
+from solverdistill.evaluation.reports import figures
+from solverdistill.evaluation.reports.html_report import write_report
+from solverdistill.evaluation.reports.table_files import write_csv, write_markdown
+from solverdistill.evaluation.reports.table_layout import by_nfe
+from solverdistill.evaluation.rows import REFERENCE, Row
 from solverdistill.version import __version__
 
 CURVES = 8  # in a figure
@@ -39,16 +42,13 @@ def publish(found: Evaluation, output: Path, title: str) -> dict[str, Path]:
     drawn = _figures(found, rows, folder)
     notes = [note for note in NOTES if found.names or not note.startswith(("Frechet", "Precision"))]
     facts = {**found.facts, "version": f"solverdistill {__version__}"}
-    lead = _lead(rows)
-    told = [f"{name}: {value}" for name, value in facts.items()]
+    told = [*found.warnings, *(f"{name}: {value}" for name, value in facts.items()), *notes]
+    table, page, names = by_nfe(rows), output / "report.html", found.names
+    below = "\n".join(f"- {sentence}" for sentence in told)
     return {
-        "csv": report.write_csv(output / "metrics.csv", rows),
-        "markdown": tables.write_markdown(
-            output / "metrics.md", rows, found.names, title, [*found.warnings, *told, *notes]
-        ),
-        "html": html.write_report(
-            output / "report.html", title, lead, facts, rows, found.names, drawn, found.warnings, notes
-        ),
+        "csv": write_csv(output / "metrics.csv", rows),
+        "markdown": write_markdown(output / "metrics.md", table, names, title, below),
+        "html": write_report(page, title, _lead(rows), facts, table, names, drawn, found.warnings, notes),
         **drawn,
     }
 
@@ -60,7 +60,7 @@ def _lead(rows: list[Row]) -> str:
     for row in [row for row in rows if row.kind == "student"][:3]:
         rivals = {"nfe": [other for other in classical if other.nfe == row.nfe]}
         rivals["depth"] = [other for other in classical if other.depth == row.depth]
-        best = {cost: min(found, key=lambda other: other.rmse_mean) for cost, found in rivals.items() if found}
+        best = {cost: min(found, key=lambda other: other.order) for cost, found in rivals.items() if found}
         beside = [f"of equal {cost} {other.rmse_mean:.4f} ({other.label})" for cost, other in best.items()]
         if beside:
             costs = f"nfe {row.nfe}, depth {row.depth}"
@@ -96,7 +96,7 @@ def _columns(measured: list[Measured]) -> dict[str, Tensor]:
     chosen: list[Measured] = []
     for nfe in dict.fromkeys(entry.row.nfe for entry in students or classical):
         rivals = [entry for entry in classical if entry.row.nfe == nfe]
-        chosen += sorted(rivals, key=lambda entry: entry.row.rmse_mean)[:1]
+        chosen += sorted(rivals, key=lambda entry: entry.row.order)[:1]
         chosen += [entry for entry in students if entry.row.nfe == nfe]
     columns = {f"{e.row.label}\nnfe {e.row.nfe}\ndepth {e.row.depth}": e.images for e in chosen[: 2 * STUDENTS]}
     reference = next(entry for entry in measured if entry.row.kind == REFERENCE)

@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
-class EMA:
-    """Running average  average <- average - (1 - d_k) (average - value),  d_k = min(decay, (1 + k) / (10 + k)).
+def moving_average(params: nn.Module, decay: float) -> AveragedModel:
+    """An average that `update_parameters(params)` moves:  average <- average - (1 - d_k) (average - value).
 
-    k counts the updates from 1, so the first updates follow the params closely. Averages are held in the dtype and on
-    the device of the values.
+    d_k = min(decay, (1 + k) / (10 + k)) of the k-th update, so the first updates follow the params closely. The average
+    lies in `module`; it starts from the params as they are, on their device, and takes no gradients.
 
-    Args:
-        values: Named tensors to start from; copied.
-        decay: Final decay.
-        warm_up: Use the smaller decay of the first updates; otherwise `decay` from the start.
+    Raises:
+        ValueError: the decay is not in [0, 1].
     """
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay of the moving average must lie in [0, 1], not {decay}")
 
-    def __init__(self, values: Mapping[str, Tensor], decay: float = 0.999, warm_up: bool = True) -> None:
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay of the moving average must lie in [0, 1], not {decay}")
-        self.decay, self.warm_up, self.updates = decay, warm_up, 0
-        self.average = {name: value.detach().clone() for name, value in values.items()}
+    def move(average: Tensor, value: Tensor, updates: Tensor | int) -> Tensor:
+        k = int(updates)
+        return average.lerp(value, 1 - min(decay, (1 + k) / (10 + k)))
 
-    @torch.no_grad()
-    def update(self, values: Mapping[str, Tensor]) -> None:
-        """Take one step towards `values`, which have the names of the start."""
-        if set(values) != set(self.average):
-            raise ValueError(f"the moving average holds {sorted(self.average)}, not {sorted(values)}")
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warm_up else self.decay
-        for name, value in values.items():
-            self.average[name].lerp_(value.detach(), 1 - decay)
+    average = AveragedModel(params, avg_fn=move).requires_grad_(False)
+    restart(average, params)
+    return average
 
-    def state_dict(self) -> dict[str, Any]:
-        """Averages and the number of updates, for a checkpoint."""
-        return {"updates": self.updates, "average": {name: value.clone() for name, value in self.average.items()}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        if set(state["average"]) != set(self.average):
-            raise ValueError(f"the moving average holds {sorted(self.average)}, not {sorted(state['average'])}")
-        self.updates = int(state["updates"])
-        self.average = {name: value.detach().clone() for name, value in state["average"].items()}
+def restart(average: AveragedModel, params: nn.Module) -> None:
+    """Set an average to the params, as if it had never been updated."""
+    average.n_averaged.zero_()
+    average.update_parameters(params)  # the first call copies

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from solverdistill.denoisers.wrappers import Checkpointed, Counted
 from solverdistill.families.base import Family, Params
-from solverdistill.fits.gradient.ema import EMA
+from solverdistill.fits.gradient.ema import moving_average, restart
 from solverdistill.fits.report import FitReport
 from solverdistill.fits.spending import Spending
 from solverdistill.objectives.distances import rmse
@@ -106,7 +106,7 @@ class SolverDistillation(LightningModule):
         vars(self).update(counted=counted, denoiser=Checkpointed(counted) if fit.checkpointing else counted)
         self.spending = Spending(counted)
         self.params = nn.ParameterDict({name: nn.Parameter(value.clone()) for name, value in initial.items()})
-        self.ema = None if fit.ema is None else EMA(initial, fit.ema)
+        self.ema = None if fit.ema is None else moving_average(self.params, fit.ema)
         self.best_params: Params = self.current_params()
         self.best_rmse = float("inf")
         self.rollbacks, self.idle = 0, 0
@@ -117,8 +117,8 @@ class SolverDistillation(LightningModule):
 
     def current_params(self) -> Params:
         """A copy, on the host, of the params that would be exported now: their average where there is one."""
-        values = self.live_params() if self.ema is None else self.ema.average
-        return {name: value.detach().cpu().clone() for name, value in values.items()}
+        values = self.params if self.ema is None else self.ema.module
+        return {name: value.detach().cpu().clone() for name, value in values.named_parameters()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         loss = self.objective(self.family, self.live_params(), self.denoiser, batch)
@@ -138,7 +138,7 @@ class SolverDistillation(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.ema is not None:
-            self.ema.update({name: value.detach().cpu() for name, value in self.params.items()})
+            self.ema.update_parameters(self.params)
         self.spending.end()
 
     def on_validation_epoch_start(self) -> None:
@@ -176,7 +176,7 @@ class SolverDistillation(LightningModule):
         for name, value in self.params.items():
             value.data.copy_(self.best_params[name])
         if self.ema is not None:
-            self.ema = EMA(self.best_params, self.ema.decay)
+            restart(self.ema, self.params)
         optimizer = self.trainer.optimizers[0]
         for group in optimizer.param_groups:
             group["lr"] /= 2
@@ -204,7 +204,6 @@ class SolverDistillation(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["best"] = {"rmse": self.best_rmse, "params": self.best_params}
         checkpoint["family"] = self.family.hyperparameters()
-        checkpoint["ema"] = None if self.ema is None else self.ema.state_dict()
         spent = self.spending.state_dict()
         checkpoint["progress"] = {"rollbacks": self.rollbacks, "idle": self.idle, "spending": spent}
 
@@ -212,8 +211,6 @@ class SolverDistillation(LightningModule):
         if checkpoint.get("family") != self.family.hyperparameters():
             raise ValueError("the checkpoint belongs to another student: its family or hyperparameters differ")
         self.best_rmse, self.best_params = checkpoint["best"]["rmse"], checkpoint["best"]["params"]
-        if self.ema is not None and checkpoint["ema"] is not None:
-            self.ema.load_state_dict(checkpoint["ema"])
         progress = checkpoint["progress"]
         self.rollbacks, self.idle = progress["rollbacks"], progress["idle"]
         self.spending.load_state_dict(progress["spending"])

@@ -45,26 +45,6 @@ class PairedErrors:
     ssim: Tensor | None = None
     lpips: Tensor | None = None
 
-    @property
-    def mean(self) -> float:
-        """Mean of the per-image RMSE."""
-        return self.rmse.mean().item()
-
-    @property
-    def median(self) -> float:
-        """Median of the per-image RMSE, interpolated."""
-        return self.rmse.quantile(0.5).item()
-
-    @property
-    def p95(self) -> float:
-        """95th percentile of the per-image RMSE, interpolated."""
-        return self.rmse.quantile(0.95).item()
-
-    @property
-    def mean_psnr(self) -> float:
-        """Mean over the images of the PSNR in dB."""
-        return self.psnr.mean().item()
-
     def summary(self, name: str) -> Summary | None:
         """Mean, median and tail of a measure by its name: its 95th percentile, or 5th where more is better."""
         values: Tensor | None = getattr(self, name)

@@ -1,7 +1,8 @@
 """Distances between sets of images, from running statistics of their features.
 
-* Frechet distance of two Gaussians fitted to the features, and kernel distance (the squared maximum mean discrepancy
-  under the kernel (x . y / d + 1)^3, mean over 100 random subsets), by clean-fid or by torchmetrics.
+* Frechet distance of two Gaussians fitted to the features, see `frechet`.
+* Kernel distance, by clean-fid or by torchmetrics: the squared maximum mean discrepancy under the kernel
+  (x . y / d + 1)^3, mean over 100 random subsets.
 * Precision and recall: with the k-th nearest neighbour within its own set as the radius of a ball around every point,
   precision is the share of samples inside a ball of a real image, recall that of real images inside a ball of a sample.
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from solverdistill.evaluation.metrics.feature_statistics import FeatureStatistics
+from solverdistill.evaluation.metrics.frechet import frechet_distance
 
 BACKENDS = ("cleanfid", "torchmetrics")
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000
@@ -50,19 +52,18 @@ def distances(real: FeatureStatistics, samples: FeatureStatistics, backend: str 
     Args:
         real: Statistics of the real images.
         samples: Statistics of the samples, on the same features.
-        backend: Library that computes Frechet and kernel distance: "cleanfid" or "torchmetrics".
+        backend: Library that computes the kernel distance: "cleanfid" or "torchmetrics".
         k: Neighbours that decide the radius in precision and recall.
     Raises:
         ValueError: the backend is unknown.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} of the Frechet distance is unknown; known: {', '.join(BACKENDS)}")
+        raise ValueError(f"backend {backend!r} of the kernel distance is unknown; known: {', '.join(BACKENDS)}")
     frechet = kernel = precision = recall = None
-    clean = backend == "cleanfid"
     if min(real.count, samples.count) > real.width:
-        frechet = max((_cleanfid_frechet if clean else _torchmetrics_frechet)(real, samples), 0.0)
+        frechet = frechet_distance(real, samples)
     if min(len(real.kept), len(samples.kept)) > k:
-        kernel = (_cleanfid_kernel if clean else _torchmetrics_kernel)(real.kept, samples.kept)
+        kernel = (_cleanfid_kernel if backend == "cleanfid" else _torchmetrics_kernel)(real.kept, samples.kept)
         precision, recall = precision_recall(real.kept, samples.kept, k)
     return Distances(frechet, kernel, precision, recall)
 
@@ -94,15 +95,6 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a.double(), b.double())
 
 
-def _cleanfid_frechet(real: FeatureStatistics, samples: FeatureStatistics) -> float:
-    from solverdistill.evaluation.metrics.cleanfid import load_cleanfid
-
-    moments = [value.numpy() for set_ in (samples, real) for value in (set_.mean, set_.covariance)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # clean-fid's way to call scipy.linalg.sqrtm
-        return float(load_cleanfid().frechet_distance(*moments))
-
-
 def _cleanfid_kernel(real: Tensor, samples: Tensor) -> float:
     import numpy
 
@@ -127,19 +119,6 @@ class _Given(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features
-
-
-def _torchmetrics_frechet(real: FeatureStatistics, samples: FeatureStatistics) -> float:
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    metric = FrechetInceptionDistance(feature=_Given(real.width), normalize=True, sync_on_compute=False)
-    # One update sets the metric's dtype and its count of updates; the running sums then take its place.
-    for set_, name in ((real, "real"), (samples, "fake")):
-        metric.update(torch.zeros(1, real.width, dtype=torch.float64), real=name == "real")
-        setattr(metric, f"{name}_features_sum", set_.total.clone())
-        setattr(metric, f"{name}_features_cov_sum", set_.outer.clone())
-        setattr(metric, f"{name}_features_num_samples", torch.tensor(set_.count))
-    return metric.compute().item()
 
 
 def _torchmetrics_kernel(real: Tensor, samples: Tensor) -> float:

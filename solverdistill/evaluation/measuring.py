@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from solverdistill.evaluation.candidates import Candidate
-from solverdistill.evaluation.compare import REFERENCE, Row, make_row
+from solverdistill.evaluation.compare import Progress
 from solverdistill.evaluation.end_points import EndPoints
-from solverdistill.evaluation.metrics.distribution import Distances, distances
 from solverdistill.evaluation.metrics.feature_spaces import FeatureSpace
 from solverdistill.evaluation.metrics.feature_statistics import FeatureStatistics
-from solverdistill.evaluation.metrics.paired import Distance, PairedErrors, paired_errors
+from solverdistill.evaluation.metrics.paired_errors import Distance, PairedErrors, paired_errors
+from solverdistill.evaluation.metrics.set_distances import Distances, distances
 from solverdistill.evaluation.real_images import RealImages
-from solverdistill.programs.playing import Denoise, sample
+from solverdistill.evaluation.rows import REFERENCE, Row, make_row
+from solverdistill.programs.playing import Denoise
 from solverdistill.support.processes import processes, sum_over_processes
 
-Progress = Callable[[str, int, int], None]
 NAMES = ("rmse", "psnr", "ssim", "lpips")
 
 
@@ -40,7 +38,7 @@ class Yardstick:
         lpips: Perceptual distance of pairs of images; None leaves it out.
         space: Features for distances between sets; None leaves these out.
         real: Statistics of the real images in that space.
-        backend: Library of the Frechet and kernel distances.
+        backend: Library of the kernel distance.
         neighbours: k of precision and recall.
         subset: Number of samples whose features are kept for kernel distance, precision and recall: the first ones.
         images: Number of samples whose images are kept: the first ones.
@@ -101,7 +99,7 @@ def measure(
     for start, stop in batches:
         noise, cond, end = ends.take(start, stop)
         begun = time.perf_counter()
-        samples = end if candidate is None else _play(candidate, denoiser, noise, cond, ends.source.device)
+        samples = end if candidate is None else candidate.play(denoiser, noise, cond, ends.source.device)
         seconds += time.perf_counter() - begun
         images = yardstick.as_images(samples)
         pair = images, images if candidate is None else yardstick.as_images(end.to(samples))
@@ -114,14 +112,9 @@ def measure(
             progress(label, done, sum(b - a for a, b in batches))
     sum_over_processes(seconds)
     joined = errors.reduce()
-    if candidate is None:
-        row = make_row(REFERENCE, REFERENCE, None, None, joined)
-    else:
-        costs = candidate.nfe, candidate.depth
-        row = make_row(label, candidate.kind, *costs, joined, seconds=seconds.item())
-    found = yardstick.distances(statistics)
-    parts = {name: getattr(found, name) for name in ("frechet", "kernel", "precision", "recall")}
-    return Measured(replace(row, **parts), _reduce_images(kept, ends, yardstick))
+    took = None if candidate is None else seconds.item()
+    row = make_row(candidate, joined, yardstick.distances(statistics), took)
+    return Measured(row, _reduce_images(kept, ends, yardstick))
 
 
 def measure_real(
@@ -174,14 +167,6 @@ class _Errors:
         sum_over_processes(self.known)
         found = zip(NAMES, self.values, self.known.tolist(), strict=True)
         return PairedErrors(**{name: value for name, value, known in found if known})
-
-
-def _play(candidate: Candidate, denoiser: Denoise, noise: Tensor, cond: Any, device: Any) -> Tensor:
-    noise, cond = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (noise, cond))
-    samples = sample(candidate.program, denoiser, noise, cond)
-    if samples.is_cuda:
-        torch.cuda.synchronize(samples.device)  # for the time
-    return samples
 
 
 def _keep(kept: Tensor | None, images: Tensor, start: int, count: int) -> Tensor:

@@ -9,8 +9,8 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-from solverdistill.evaluation.compare import REFERENCE, Row
-from solverdistill.evaluation.reports.tables import Layout, Line, layout
+from solverdistill.evaluation.reports.table_layout import Layout, Line
+from solverdistill.evaluation.rows import REFERENCE
 from solverdistill.support.files import write_atomically
 
 STYLE = """
@@ -41,7 +41,7 @@ def write_report(
     title: str,
     lead: str,
     facts: Mapping[str, str],
-    rows: Sequence[Row],
+    table: Layout,
     names: Mapping[str, str],
     figures: Mapping[str, Path],
     warnings: Sequence[str] = (),
@@ -54,7 +54,7 @@ def write_report(
         title: Headline.
         lead: A sentence below it.
         facts: What was measured and how, by name.
-        rows: Rows of all solvers and costs.
+        table: The table of all solvers and costs.
         names: Full names of the measures "FD" and "KD".
         figures: Caption -> PNG file, which becomes part of the report.
         warnings: Sentences that a reader must not miss.
@@ -66,7 +66,7 @@ def write_report(
     parts.append("<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()) + "</dl>")
     parts.append("<h2>Figures</h2>")
     parts += [_figure(caption, file) for caption, file in figures.items()]
-    parts += ["<h2>All numbers</h2>", f'<div class="wide">{_table(layout(rows), names)}</div>']
+    parts += ["<h2>All numbers</h2>", f'<div class="wide">{html_table(table, names)}</div>']
     parts.append('<ul class="notes">' + _items(notes) + "</ul>")
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
@@ -86,7 +86,13 @@ def _figure(caption: str, file: Path) -> str:
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _table(table: Layout, names: Mapping[str, str]) -> str:
+def html_table(table: Layout, names: Mapping[str, str]) -> str:
+    """The table alone, its style apart: two rows of titles, a body for every group.
+
+    Args:
+        table: What it shows.
+        names: Full names of the measures "FD" and "KD".
+    """
     columns = table.columns
     measures, parts = ["<th></th>"], ["<th>solver</th>"]
     for measure, members in groupby(columns, key=lambda column: column.measure):
