@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from solverdistill.commands.import_coefficients import main
 
 from solverdistill import load_solver, save_solver
+from solverdistill.commands.import_coefficients import main
 from solverdistill.families import build
 from solverdistill.importers import FORMATS, Settings, import_solver
 from solverdistill.importers.known_models import find_model, model_named_in
