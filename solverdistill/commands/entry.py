@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP's hints about unused parameters, in every process
 }
 
+WITH_PATH = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
+
 
 def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make the `main` of a command out of what it does with its configuration; torch must not be loaded before.
@@ -52,18 +54,29 @@ def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[
             sys.path.append(os.getcwd())  # where a network of your own lies
             if {"-h", "--help"} & set(sys.argv[1:]):
                 print(work.__globals__["__doc__"])
+            flags, overrides = divide(sys.argv[1:])
             if log_to:
-                sys.argv[1:1] = ["hydra.run.dir=.", "hydra.output_subdir=null", f"hydra/job_logging={log_to}"]
+                overrides = ["hydra.run.dir=.", "hydra.output_subdir=null", f"hydra/job_logging={log_to}", *overrides]
             else:
-                sys.argv += other_rank_arguments()
+                overrides += other_rank_arguments()
+            sys.argv[1:] = flags + overrides
             try:
-                told()
+                told()  # pyright: ignore[reportCallIssue] hydra passes the configuration
             except Exception as error:
                 say_and_exit(error)
 
         return main
 
     return decorate
+
+
+def divide(words: list[str]) -> tuple[list[str], list[str]]:
+    """Flags of hydra with their values, and overrides: hydra wants all overrides in one place, as does what adds some."""
+    flags, overrides = [], []
+    for before, word in zip(["", *words], words, strict=False):
+        is_override = word.startswith("~") or ("=" in word and not word.startswith("-"))
+        (overrides if is_override and before not in WITH_PATH else flags).append(word)
+    return flags, overrides
 
 
 @contextmanager

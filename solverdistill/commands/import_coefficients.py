@@ -31,9 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("file", help="the published file")
     made.add_argument("--out", required=True, help="where to write the solver file")
-    made.add_argument(
-        "--model", help="the model it belongs to, for example cifar10 or sd15; a wrong name lists all"
-    )
+    made.add_argument("--model", help="the model it belongs to, for example cifar10 or sd15; a wrong name lists all")
     made.add_argument("--grid", help="noise levels in place of the published schedule, separated by commas")
     made.add_argument("--steps", type=int, help="which table of a file with several")
     made.add_argument("--solver", help="classical solver of a list of steps, or the one under LD3's times")
