@@ -1,7 +1,7 @@
 """Say whether a teacher's settings are right: prediction type, time, scaling, noise range, gradients.
 
-    python scripts/check_teacher.py model=edm_digits
-    python scripts/check_teacher.py model=callable model.target=my_package.load ... +check.data=images.npy
+    solverdistill check-teacher model=edm_digits
+    solverdistill check-teacher model=callable model.target=my_package.load ... +check.data=images.npy
 
 Measures on samples that the teacher generates, or better on a few real ones: .npy, .pt or .safetensors with one tensor
 of shape (samples, *shape), in the network's own data units (8-bit integers become [-1, 1]), or a folder of images.
@@ -11,34 +11,20 @@ with 1 if something is.
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from solverdistill.training.config_files import find_configs
+from solverdistill.commands.entry import command
 
-# No output folder of its own: the table is the output.
-NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
 COLOURS = {"right": "green", "wrong": "bold red", "note": "yellow"}
 
 
-@hydra.main(version_base="1.3", config_path=str(find_configs()), config_name="train")
+@command("train", log_to="none")
 def main(config: DictConfig) -> None:
-    """Check a teacher; a mistake in the settings is told in one sentence."""
-    from solverdistill.support.mistakes import say_and_exit
-
-    try:
-        wrong = check(config)
-    except Exception as error:
-        say_and_exit(error)
-    sys.exit(1 if wrong else 0)
-
-
-def check(config: DictConfig) -> int:
-    """Print the findings as a table; returns how many settings are wrong."""
+    """Print the findings as a table; the exit code says whether a setting is wrong."""
     from solverdistill.teachers.checking.check import check_teacher, make_bench
 
     with open_dict(config):
@@ -47,7 +33,7 @@ def check(config: DictConfig) -> int:
     bench = make_bench(teacher, options)
     findings, curve = check_teacher(bench)
     show(teacher.name, findings, curve)
-    return sum(finding.verdict == "wrong" for finding in findings)
+    sys.exit(1 if any(finding.verdict == "wrong" for finding in findings) else 0)
 
 
 def show(name: str, findings: Any, curve: Any) -> None:
@@ -75,12 +61,4 @@ def show(name: str, findings: Any, curve: Any) -> None:
 
 
 if __name__ == "__main__":
-    from solverdistill.support.mistakes import say_and_exit
-
-    os.environ.setdefault("SOLVERDISTILL_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", ""))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then lets exceptions through, for one sentence instead of six lines
-    sys.argv[1:1] = NO_FOLDER
-    try:
-        main()
-    except Exception as error:
-        say_and_exit(error)
+    main()

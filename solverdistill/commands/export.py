@@ -1,9 +1,9 @@
 """Write a solver.json in the form that another program reads.
 
-    python scripts/export.py solver.json --diffusers scheduler                       # network: as the file says
-    python scripts/export.py solver.json --diffusers scheduler --network PIPELINE    # folder with its scheduler config
-    python scripts/export.py solver.json --diffusers scheduler --standalone          # and the scheduler as one module
-    python scripts/export.py solver.json --sigmas > sigmas.txt                       # noise levels alone
+    solverdistill export solver.json --diffusers scheduler                       # network: as the file says
+    solverdistill export solver.json --diffusers scheduler --network PIPELINE    # folder with its scheduler config
+    solverdistill export solver.json --diffusers scheduler --standalone          # and the scheduler as one module
+    solverdistill export solver.json --sigmas > sigmas.txt                       # noise levels alone
 
 The folder is read by `LearnedSolverScheduler.from_pretrained`; with --standalone, `learned_solver_scheduler.py` in it
 defines that class with diffusers and torch alone. What a list of levels cannot hold is told on stderr.
@@ -15,34 +15,39 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Sequence
+
+from solverdistill.commands.entry import one_sentence
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Export; a mistake is told in one sentence."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("solver", help="the solver.json")
-    parser.add_argument("--diffusers", metavar="DIR", help="write scheduler_config.json into this folder")
-    parser.add_argument("--network", metavar="PATH", help="pipeline folder, scheduler folder or scheduler_config.json")
-    parser.add_argument("--standalone", action="store_true", help="also write the scheduler as one module")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        "solverdistill export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("solver", help="the solver.json")
+    made.add_argument("--diffusers", metavar="DIR", help="write scheduler_config.json into this folder")
+    made.add_argument("--network", metavar="PATH", help="pipeline folder, scheduler folder or scheduler_config.json")
+    made.add_argument("--standalone", action="store_true", help="also write the scheduler as one module")
+    made.add_argument(
         "--initial-noise",
         choices=("unit", "scaled"),
         default="unit",
         help="scaled: latents are multiplied by init_noise_sigma by the pipeline or by you (exact start)",
     )
-    parser.add_argument("--sigmas", action="store_true", help="print sigma / alpha of every evaluation, and 0")
-    parser.add_argument("--flow-times", action="store_true", help="print sigma / (alpha + sigma), for flow models")
-    options = parser.parse_args(arguments)
-    if not (options.diffusers or options.sigmas or options.flow_times):
-        parser.error("say what to write: --diffusers DIR, --sigmas or --flow-times")
-    from solverdistill.support.mistakes import say_and_exit
+    made.add_argument("--sigmas", action="store_true", help="print sigma / alpha of every evaluation, and 0")
+    made.add_argument("--flow-times", action="store_true", help="print sigma / (alpha + sigma), for flow models")
+    return made
 
-    with warnings.catch_warnings():
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Export; what the form cannot hold is told on stderr."""
+    options = parser().parse_args(arguments)
+    if not (options.diffusers or options.sigmas or options.flow_times):
+        parser().error("say what to write: --diffusers DIR, --sigmas or --flow-times")
+    with warnings.catch_warnings(), one_sentence():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        try:
-            export(options)
-        except Exception as error:
-            say_and_exit(error)
+        export(options)
 
 
 def export(options: argparse.Namespace) -> None:

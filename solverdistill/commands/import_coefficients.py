@@ -1,9 +1,9 @@
 """Turn a published coefficient file of another project into a solver file.
 
-    python scripts/import_coefficients.py network-snapshot-000010.pkl --model cifar10 --out solver.json
-    python scripts/import_coefficients.py best_v2.pt --solver ipndm --order 3 --out solver.json
-    python scripts/import_coefficients.py ns_sampling.py --steps 8 --model flowdcn --out solver.json
-    python scripts/import_coefficients.py sigmas.txt --solver dpmpp --order 2 --model sd15 --out solver.json
+    solverdistill import network-snapshot-000010.pkl --model cifar10 --out solver.json
+    solverdistill import best_v2.pt --solver ipndm --order 3 --out solver.json
+    solverdistill import ns_sampling.py --steps 8 --model flowdcn --out solver.json
+    solverdistill import sigmas.txt --solver dpmpp --order 2 --model sd15 --out solver.json
 
 Reads EPD, AdaSDE (its deterministic part), AMED (mean coefficients), DyWeight, GAS, LD3, NeuralSolver (DSS), and lists
 of steps as AYS, OSS and GITS publish them; what a file is, is told by its content. Nothing in it is executed. What a
@@ -16,18 +16,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from solverdistill.importers import Settings, import_solver
-from solverdistill.importers.known_models import MODELS
-from solverdistill.support.mistakes import say_and_exit
+from solverdistill.commands.entry import one_sentence
+
+if TYPE_CHECKING:
+    from solverdistill.importers import Settings
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        "solverdistill import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("file", help="the published file")
     made.add_argument("--out", required=True, help="where to write the solver file")
-    made.add_argument("--model", help=f"the model it belongs to: {', '.join(MODELS)}")
+    made.add_argument("--model", help="the model it belongs to, for example cifar10 or sd15; a wrong name lists all")
     made.add_argument("--grid", help="noise levels in place of the published schedule, separated by commas")
     made.add_argument("--steps", type=int, help="which table of a file with several")
     made.add_argument("--solver", help="classical solver of a list of steps, or the one under LD3's times")
@@ -42,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Settings that the command line gives."""
+    from solverdistill.importers import Settings
+
     features = None
     if options.features:
         import numpy as np
@@ -65,17 +71,17 @@ def settings_of(options: argparse.Namespace) -> Settings:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Import one file; a mistake is told in one sentence."""
     options = parser().parse_args(arguments)
-    try:
+    with one_sentence():
+        from solverdistill.importers import import_solver
+
         found = import_solver(options.file, settings_of(options))
         written = found.save(Path(options.out))
-    except Exception as error:
-        say_and_exit(error)
-    name = "no family" if found.family is None else found.family.name
-    teacher = found.provenance.get("teacher", {}).get("name", "a model that the file does not name")
-    print(f"{written}: {found.provenance['imported']['format']} for {teacher}, as {name}")
-    print(f"nfe {found.program.nfe}, depth {found.program.depth}")
-    for remark in found.remarks:
-        print(f"note: {remark}", file=sys.stderr)
+        name = "no family" if found.family is None else found.family.name
+        teacher = found.provenance.get("teacher", {}).get("name", "a model that the file does not name")
+        print(f"{written}: {found.provenance['imported']['format']} for {teacher}, as {name}")
+        print(f"nfe {found.program.nfe}, depth {found.program.depth}")
+        for remark in found.remarks:
+            print(f"note: {remark}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Fill the cache of reference trajectories ahead of training; takes the same choices and overrides as train.py.
+"""Fill the cache of reference trajectories ahead of training; takes the same choices and overrides as `train`.
 
-    python scripts/make_targets.py model=edm_digits targets.train_samples=4096
-    python scripts/make_targets.py model=mixture targets=dopri5 targets.cache=/a/shared/folder
+    solverdistill make-targets model=edm_digits targets.train_samples=4096
+    solverdistill make-targets model=mixture targets=dopri5 targets.cache=/a/shared/folder
 
 Interrupted, it goes on where it was when started again; several may run at once and share the work. The student does
 not matter, unless the reference is nested in its grid.
@@ -10,31 +10,17 @@ not matter, unless the reference is nested in its grid.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from solverdistill.training.config_files import find_configs
-
-# No output folder of its own: the cache is the output.
-NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
+from solverdistill.commands.entry import command
 
 
-@hydra.main(version_base="1.3", config_path=str(find_configs()), config_name="train")
+@command("train", log_to="stdout")
 def main(config: DictConfig) -> None:
-    """Fill the cache; a mistake in the settings is told in one sentence."""
-    from solverdistill.support.mistakes import say_and_exit
-
-    try:
-        fill(config)
-    except Exception as error:
-        say_and_exit(error)
-
-
-def fill(config: DictConfig) -> None:
     """Solve what the cache does not have of every split, and say where it lies."""
     from lightning import Trainer
 
@@ -67,12 +53,4 @@ def fill(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    from solverdistill.support.mistakes import say_and_exit
-
-    os.environ.setdefault("SOLVERDISTILL_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", ""))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then lets exceptions through, for one sentence instead of six lines
-    sys.argv[1:1] = NO_FOLDER
-    try:
-        main()
-    except Exception as error:
-        say_and_exit(error)
+    main()

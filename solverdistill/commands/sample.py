@@ -1,8 +1,8 @@
 """Images from a solver file and its teacher: grid.png and a folder of PNG files.
 
-    python scripts/sample.py model=edm_digits solver_file=outputs/a/solver.json seeds=0-63
-    python scripts/sample.py model=edm_digits solver_file=a.json classes=[0,1,2] seeds=0-9
-    python scripts/sample.py model=sd15 solver_file=a.json 'prompts=["a red fox in the snow"]' seeds=0-3 batch_size=4
+    solverdistill sample model=edm_digits solver_file=outputs/a/solver.json seeds=0-63
+    solverdistill sample model=edm_digits solver_file=a.json classes=[0,1,2] seeds=0-9
+    solverdistill sample model=sd15 solver_file=a.json 'prompts=["a red fox in the snow"]' seeds=0-3 batch_size=4
 
 An image depends on its seed and its class or prompt alone: not on the batch size, the device's generator or the other
 images.
@@ -10,30 +10,17 @@ images.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as train.py
+import hydra
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-import hydra  # noqa: E402
-from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
-
-from solverdistill.training.config_files import find_configs  # noqa: E402
+from solverdistill.commands.entry import command
 
 
-@hydra.main(version_base="1.3", config_path=str(find_configs()), config_name="sample")
+@command("sample")
 def main(config: DictConfig) -> None:
-    """Make the images; a mistake in the settings is told in one sentence."""
-    from solverdistill.support.mistakes import say_and_exit
-
-    try:
-        run(config)
-    except Exception as error:
-        say_and_exit(error, output_dir=str(config.output_dir))
-
-
-def run(config: DictConfig) -> None:
     """Load solver and teacher, make the images and write them."""
     from solverdistill.denoisers.guidance import make_guided
     from solverdistill.evaluation.sampling import SamplingPlan, draw, parse_seeds, save_images
@@ -67,11 +54,4 @@ def run(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    from solverdistill.support.mistakes import say_and_exit
-
-    os.environ.setdefault("SOLVERDISTILL_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", ""))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then lets exceptions through, for one sentence instead of six lines
-    try:
-        main()
-    except Exception as error:
-        say_and_exit(error)
+    main()

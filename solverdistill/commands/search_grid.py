@@ -1,43 +1,29 @@
 """Search the noise levels of a student without gradients, and print them as a list for `solver.grid`.
 
-    python scripts/search_grid.py model=edm_digits +search.method=gits +search.steps=6
-    grid=$(python scripts/search_grid.py model=edm_digits +search.method=oss +search.steps=6)
-    python train.py solver=dss model=edm_digits solver.nfe=6 '~solver.grid' "+solver.grid=$grid"
+    solverdistill search-grid model=edm_digits +search.method=gits +search.steps=6
+    grid=$(solverdistill search-grid model=edm_digits +search.method=oss +search.steps=6)
+    solverdistill train solver=dss model=edm_digits solver.nfe=6 '~solver.grid' "+solver.grid=$grid"
 
 hydra puts no list in the place of a rule, so the rule is taken away first.
 
-Takes the model, guidance, seed and trainer of train.py. Settings under `+search.`: method (gits or oss) and steps;
+Takes the model, guidance, seed and trainer of `train`. Settings under `+search.`: method (gits or oss) and steps;
 samples, batch_size, reference.steps and the rest of the fine reference; and those of the method: metric, gamma, afs,
 solver (gits), combine (oss). What the search cost is told on stderr.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from solverdistill.training.config_files import find_configs
-
-# No output folder of its own: the printed list is the output.
-NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none")
+from solverdistill.commands.entry import command
 
 
-@hydra.main(version_base="1.3", config_path=str(find_configs()), config_name="train")
+@command("train", log_to="none")
 def main(config: DictConfig) -> None:
-    """Search a grid; a mistake in the settings is told in one sentence."""
-    from solverdistill.support.mistakes import say_and_exit
-
-    try:
-        search(config)
-    except Exception as error:
-        say_and_exit(error)
-
-
-def search(config: DictConfig) -> None:
     """Print the levels, and on stderr what they cost."""
     import logging
 
@@ -67,12 +53,4 @@ def search(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    from solverdistill.support.mistakes import say_and_exit
-
-    os.environ.setdefault("SOLVERDISTILL_TRACEBACK", os.environ.get("HYDRA_FULL_ERROR", ""))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then lets exceptions through, for one sentence instead of six lines
-    sys.argv[1:1] = NO_FOLDER
-    try:
-        main()
-    except Exception as error:
-        say_and_exit(error)
+    main()

@@ -64,7 +64,8 @@ def _raised_here(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("solverdistill")
+    spec = None if trace is None else trace.tb_frame.f_globals.get("__spec__")  # a command's __name__ is __main__
+    return spec is not None and spec.name.split(".")[0] == "solverdistill"
 
 
 def _flat(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the shipped configurations lie: beside the package in a checkout, inside it in a wheel."""
+"""Where the shipped configurations lie: inside the package in a wheel, beside it in a checkout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def find_configs() -> Path:
     Raises:
         FileNotFoundError: there is none; the installation is damaged.
     """
-    for folder in (PACKAGE.parent / "configs", PACKAGE / "configs"):
+    # The inner one first: what lies beside an installed package belongs to others.
+    for folder in (PACKAGE / "configs", PACKAGE.parent / "configs"):
         if (folder / "train.yaml").is_file() and (folder / "solver").is_dir():
             return folder
     raise FileNotFoundError(f"the configurations of solverdistill are not in {PACKAGE / 'configs'}; install it again")
