@@ -18,6 +18,7 @@ from solverdistill.version import __version__ as __version__
 # Where the public names live: one line here, and the same import below for type checkers.
 HOMES = {
     "Denoiser": "denoisers.base",
+    "Distilled": "training.distilled",
     "Evaluation": "programs.playing",
     "Grid": "noise.grids",
     "Path": "noise.paths",
@@ -25,8 +26,10 @@ HOMES = {
     "SolverFileError": "programs.solver_file",
     "SolverProgram": "programs.program",
     "Teacher": "denoisers.base",
+    "distill": "training.distilling",
     "families": "families",
     "load_solver": "programs.solver_file",
+    "load_teacher": "training.distilling",
     "make_path": "noise.paths",
     "mixture": "teachers.mixture",
     "read_solver": "programs.solver_file",
@@ -49,6 +52,9 @@ if TYPE_CHECKING:
     from solverdistill.programs.solver_file import read_solver as read_solver
     from solverdistill.programs.solver_file import save_solver as save_solver
     from solverdistill.teachers.mixture import mixture as mixture
+    from solverdistill.training.distilled import Distilled as Distilled
+    from solverdistill.training.distilling import distill as distill
+    from solverdistill.training.distilling import load_teacher as load_teacher
 
 __all__ = ["__version__", *HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -42,6 +42,9 @@ FRAMEWORKS: dict[str, tuple[str, ...]] = {
 }
 # Modules behind the facade's public names, loaded by everybody who plays a solver, load none of these at import.
 HEAVY = {*FRAMEWORKS, "wandb", "torchmetrics", "torchvision", "matplotlib", "safetensors", "scipy", "yaml", "rich"}
+# But what trains may, as installed by an extra, save for these.
+EXTRA = "training"
+NEVER = {*FRAMEWORKS, "wandb"}
 
 
 def find_modules(root: Path) -> dict[str, Path]:
@@ -134,6 +137,19 @@ def find_circles(edges: dict[str, set[str]]) -> list[list[str]]:
     return circles
 
 
+def find_loaded(names: set[str], eager: dict[str, set[str]]) -> set[str]:
+    """What importing some modules loads: their imports at import time, and the __init__ of every parent."""
+    loaded: set[str] = set()
+    waiting = sorted(names)
+    while waiting:
+        module = waiting.pop()
+        if module not in loaded:
+            loaded.add(module)
+            parts = module.split(".")
+            waiting += [".".join(parts[:k]) for k in range(1, len(parts))] + sorted(eager.get(module, ()))
+    return loaded
+
+
 def check(root: Path) -> list[str]:
     modules = find_modules(root)
     if not modules:
@@ -166,18 +182,12 @@ def check(root: Path) -> list[str]:
     for circle in find_circles(edges):
         problems.append("circle: " + " <-> ".join(circle))
     # What the public names load: the modules behind them, which the facade names for type checkers and imports when
-    # they are asked for, the imports of these, and the __init__ of every parent.
-    eager[FACADE] = edges[FACADE]
-    loaded, waiting = set(), [FACADE]
-    while waiting:
-        module = waiting.pop()
-        if module in loaded:
-            continue
-        loaded.add(module)
-        parts = module.split(".")
-        waiting += [".".join(parts[:k]) for k in range(1, len(parts))] + sorted(eager.get(module, ()))
-        for name in sorted(heavy.get(module, ())):
-            problems.append(f"a public name of {PACKAGE} loads {name}, through {module or PACKAGE}")
+    # they are asked for.
+    trains = {name for name in edges[FACADE] if name.split(".")[0] == EXTRA}
+    for names, refused in ((edges[FACADE] - trains, HEAVY), (trains, NEVER)):
+        for module in sorted(find_loaded(names, eager)):
+            for name in sorted(heavy.get(module, set()) & refused):
+                problems.append(f"a public name of {PACKAGE} loads {name}, through {module or PACKAGE}")
     loose = [name for name in modules if name and "." not in name and modules[name].name != "__init__.py"]
     for name in sorted(set(loose) - {"version", "__main__"}):
         problems.append(f"{PACKAGE}/{name}.py lies in the root; every module has a folder")

@@ -14,23 +14,19 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf, open_dict
-
 from solverdistill.commands.entry import command
 
 COLOURS = {"right": "green", "wrong": "bold red", "note": "yellow"}
 
 
 @command("train", log_to="none")
-def main(config: DictConfig) -> None:
+def main(config: dict[str, Any]) -> None:
     """Print the findings as a table; the exit code says whether a setting is wrong."""
+    from solverdistill.support.instantiate import instantiate
     from solverdistill.teachers.checking.check import check_teacher, make_bench
 
-    with open_dict(config):
-        options: Any = OmegaConf.to_container(OmegaConf.create(config.pop("check", {})), resolve=True)
-    teacher = hydra.utils.instantiate(config.model)
-    bench = make_bench(teacher, options)
+    teacher = instantiate(config["model"], "model")
+    bench = make_bench(teacher, config.get("check", {}))
     findings, curve = check_teacher(bench)
     show(teacher.name, findings, curve)
     sys.exit(1 if any(finding.verdict == "wrong" for finding in findings) else 0)

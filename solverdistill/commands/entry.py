@@ -7,14 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from solverdistill.support.mistakes import say_and_exit
 from solverdistill.training.config_files import find_configs
 from solverdistill.training.launch import other_rank_arguments
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 ENVIRONMENT = {
     # GNU OpenMP's threads wait by spinning, which costs a small network several times its time on a machine that does
@@ -27,8 +24,10 @@ ENVIRONMENT = {
 WITH_PATH = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun")
 
 
-def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make the `main` of a command out of what it does with its configuration; torch must not be loaded before.
+def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
+    """Make the `main` of a command out of what it does with its configuration, given as plain containers.
+
+    torch must not be loaded before.
 
     Args:
         config_name: The shipped configuration that it reads.
@@ -36,13 +35,14 @@ def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[
             folder hydra makes.
     """
     import hydra
+    from omegaconf import OmegaConf
 
-    def decorate(work: Callable[[DictConfig], Any]) -> Callable[[], None]:
+    def decorate(work: Callable[[Any], Any]) -> Callable[[], None]:
         @hydra.main(version_base="1.3", config_path=str(find_configs()), config_name=config_name)
         @wraps(work)
-        def told(config: DictConfig) -> Any:
+        def told(config: Any) -> Any:
             try:
-                return work(config)
+                return work(OmegaConf.to_container(config, resolve=True))
             except Exception as error:
                 say_and_exit(error, output_dir=None if log_to else str(config.output_dir))
 
@@ -71,7 +71,7 @@ def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[
 
 
 def divide(words: list[str]) -> tuple[list[str], list[str]]:
-    """Flags of hydra with their values, and overrides: hydra wants all overrides in one place, as does what adds some."""
+    """Flags of hydra with their values, and overrides, which hydra wants in one place."""
     flags, overrides = [], []
     for before, word in zip(["", *words], words, strict=False):
         is_override = word.startswith("~") or ("=" in word and not word.startswith("-"))

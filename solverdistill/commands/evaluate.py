@@ -16,37 +16,30 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
 from solverdistill.commands.entry import command
 
 OWN = ("model", "targets", "device", "output_dir")
 
 
 @command("evaluate")
-def main(config: DictConfig) -> None:
+def main(config: dict[str, Any]) -> None:
     """Measure in all processes, and write in the first."""
     from solverdistill.evaluation.evaluate import evaluate
     from solverdistill.evaluation.plan import EvaluationPlan
-    from solverdistill.references.solving import Reference
-    from solverdistill.references.targets import TargetSettings
+    from solverdistill.support.instantiate import instantiate
     from solverdistill.support.processes import join_processes, leave_processes, pick_device, processes
     from solverdistill.support.progress import TargetProgress
+    from solverdistill.training.configuration import make_target_settings
 
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    options = {name: value for name, value in plain.items() if name not in OWN}
-    if isinstance(options["extractor"], dict):
-        options["extractor"] = hydra.utils.instantiate(config.extractor)
-    plan = EvaluationPlan(**options)
-    targets = TargetSettings(**{**plain["targets"], "reference": Reference(**plain["targets"]["reference"])})
-    teacher = hydra.utils.instantiate(config.model)
+    options = {name: value for name, value in config.items() if name not in OWN}
+    plan = EvaluationPlan(**{**options, "extractor": instantiate(options["extractor"], "extractor")})
+    targets, teacher = make_target_settings(config["targets"]), instantiate(config["model"], "model")
     several = join_processes()
     first = processes()[0] == 0
     logging.getLogger("solverdistill").setLevel(logging.INFO if first else logging.WARNING)
-    found = evaluate(plan, teacher, targets, pick_device(config.device), TargetProgress if first else None)
+    found = evaluate(plan, teacher, targets, pick_device(config["device"]), TargetProgress if first else None)
     if first:
-        show(found, Path(config.output_dir), teacher.name)
+        show(found, Path(config["output_dir"]), teacher.name)
     if several:
         leave_processes()
 

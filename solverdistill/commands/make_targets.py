@@ -9,36 +9,27 @@ not matter, unless the reference is nested in its grid.
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
-
-import hydra
-from omegaconf import DictConfig, OmegaConf
 
 from solverdistill.commands.entry import command
 
 
 @command("train", log_to="stdout")
-def main(config: DictConfig) -> None:
+def main(config: dict[str, Any]) -> None:
     """Solve what the cache does not have of every split, and say where it lies."""
-    from lightning import Trainer
-
     from solverdistill.denoisers.guidance import make_guided
-    from solverdistill.references.solving import Reference
-    from solverdistill.references.targets import Source, TargetSettings, make_targets
+    from solverdistill.references.targets import Source, make_targets
+    from solverdistill.support.instantiate import instantiate
     from solverdistill.support.progress import TargetProgress, console
-    from solverdistill.training.configuration import check_config, make_student, plain
+    from solverdistill.training.configuration import check_config, make_student, make_target_settings
+    from solverdistill.training.trainer import device_of
 
     check_config(config)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices and tips
-    options: Any = OmegaConf.to_container(config.targets, resolve=True)
-    settings = TargetSettings(**{**options, "reference": Reference(**options["reference"])})
-    teacher = hydra.utils.instantiate(config.model)
-    teacher, denoiser = make_guided(teacher, plain(config.guidance))
-    rule = None if settings.reference.nested is None else make_student(config.solver, teacher).rule
-    trainer = Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False, enable_checkpointing=False)
-    device = trainer.strategy.root_device
+    settings = make_target_settings(config["targets"])
+    teacher, denoiser = make_guided(instantiate(config["model"], "model"), config["guidance"])
+    rule = None if settings.reference.nested is None else make_student(config["solver"], teacher).rule
+    device = device_of(config["trainer"])
     denoiser.to(device)
     for split in ("train", "validation", "test"):
         cache = Source(settings, split, teacher, denoiser, device, rule).cache()

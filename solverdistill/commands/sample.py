@@ -13,38 +13,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf, open_dict
-
 from solverdistill.commands.entry import command
 
 
 @command("sample")
-def main(config: DictConfig) -> None:
+def main(config: dict[str, Any]) -> None:
     """Load solver and teacher, make the images and write them."""
     from solverdistill.denoisers.guidance import make_guided
     from solverdistill.evaluation.sampling import SamplingPlan, draw, parse_seeds, save_images
     from solverdistill.programs.solver_file import read_solver
+    from solverdistill.support.instantiate import instantiate
     from solverdistill.support.processes import pick_device
     from solverdistill.support.progress import TargetProgress, console
 
-    file = read_solver(config.solver_file)
-    options: Any = OmegaConf.to_container(config, resolve=True)
-    guidance = (file.provenance.get("guidance") or 1.0) if config.guidance is None else options["guidance"]
-    if config.prompts is not None:
-        with open_dict(config.model):
-            config.model.prompts = config.prompts
-    teacher = hydra.utils.instantiate(config.model)
-    classes = options["classes"]
-    if config.prompts is not None and classes is None:
+    file, prompts, classes = read_solver(config["solver_file"]), config["prompts"], config["classes"]
+    guidance = (file.provenance.get("guidance") or 1.0) if config["guidance"] is None else config["guidance"]
+    own = {} if prompts is None else {"prompts": prompts}
+    teacher = instantiate({**config["model"], **own}, "model")
+    if prompts is not None and classes is None:
         classes = list(range(teacher.conditions.count))
-    plan = SamplingPlan(parse_seeds(options["seeds"]), classes, config.batch_size, config.grid_images)
+    plan = SamplingPlan(parse_seeds(config["seeds"]), classes, config["batch_size"], config["grid_images"])
     fitted: Any = file.provenance.get("teacher") or {}
     if fitted.get("fingerprint") not in (None, teacher.fingerprint()):
         console().print(f"note: the solver was fitted to another teacher, {fitted.get('name')}", soft_wrap=True)
     teacher, denoiser = make_guided(teacher, guidance)
-    device = pick_device(config.device)
-    bar, total, output = TargetProgress("images"), len(plan.wanted), Path(config.output_dir)
+    device = pick_device(config["device"])
+    bar, total, output = TargetProgress("images"), len(plan.wanted), Path(config["output_dir"])
     images = draw(plan, file.program, teacher, denoiser.to(device), device, lambda done: bar(teacher.name, done, total))
     save_images(images, plan, output)
     console().print(

@@ -16,38 +16,29 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf, open_dict
-
 from solverdistill.commands.entry import command
 
 
 @command("train", log_to="none")
-def main(config: DictConfig) -> None:
+def main(config: dict[str, Any]) -> None:
     """Print the levels, and on stderr what they cost."""
-    import logging
-
-    from lightning import Trainer
-
     from solverdistill.denoisers.guidance import make_guided
     from solverdistill.fits.grid_search.search import make_method, search_grid
-    from solverdistill.training.configuration import check_config, plain
+    from solverdistill.references.solving import Reference
+    from solverdistill.support.instantiate import instantiate
+    from solverdistill.training.configuration import check_config
+    from solverdistill.training.trainer import device_of
 
-    with open_dict(config):
-        options: Any = OmegaConf.to_container(OmegaConf.create(config.pop("search", {})), resolve=True)
+    options = config.pop("search", {})
     check_config(config)
     method, steps = options.pop("method", "gits"), options.pop("steps", None)
     sizes = {name: options.pop(name) for name in ("samples", "batch_size") if name in options}
-    described = {"_target_": "solverdistill.references.solving.Reference", "steps": 60, **options.pop("reference", {})}
+    reference = Reference(**{"steps": 60, **options.pop("reference", {})})
     chosen = make_method(method, options)
-    teacher = hydra.utils.instantiate(config.model)
-    teacher, denoiser = make_guided(teacher, plain(config.guidance))
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # devices and tips
-    trainer = Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False, enable_checkpointing=False)
-    device = trainer.strategy.root_device
+    teacher, denoiser = make_guided(instantiate(config["model"], "model"), config["guidance"])
+    device, seed = device_of(config["trainer"]), config["seed"]
     denoiser.to(device)
-    reference = hydra.utils.instantiate(described)
-    found = search_grid(chosen, teacher, denoiser, steps, reference=reference, seed=config.seed, device=device, **sizes)
+    found = search_grid(chosen, teacher, denoiser, steps, reference=reference, seed=seed, device=device, **sizes)
     print(f"[{','.join(map(repr, found.levels))}]")
     print(f"{method}: points {list(found.indices)}; {found.evaluations} evaluations of the teacher", file=sys.stderr)
 

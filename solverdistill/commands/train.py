@@ -11,13 +11,13 @@ your own, for example conf/model/mine.yaml.
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from typing import Any
 
 from solverdistill.commands.entry import command
 
 
 @command("train")
-def main(config: DictConfig) -> float:
+def main(config: dict[str, Any]) -> float:
     """Train one student; a sweep's optimiser sees the validation RMSE."""
     from solverdistill.training.run import train
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 SPECIAL = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
+MISSING = "???"  # what configurations write for a value that the user has to give
 
 
 def instantiate(options: Any, where: str = "an object") -> Any:
@@ -21,11 +22,13 @@ def instantiate(options: Any, where: str = "an object") -> Any:
         options: A mapping with `_target_`, or a container of such.
         where: What it is called in messages.
     Raises:
-        ValueError: the target does not exist, or does not take the arguments; the message says which.
+        ValueError: a value is missing, the target does not exist or does not take the arguments.
     """
     if isinstance(options, Mapping):
         made = {key: instantiate(value, f"{where}.{key}") for key, value in options.items() if key not in SPECIAL}
         return _call(options, made, where) if "_target_" in options else made
+    if options == MISSING:
+        raise ValueError(f"{where} must be given")
     if isinstance(options, list):
         return [instantiate(value, where) for value in options]
     return options

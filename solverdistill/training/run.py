@@ -29,7 +29,7 @@ from solverdistill.training.stages import Watcher, fit_all
 from solverdistill.training.trainer import make_trainer
 
 
-def train(config: DictConfig) -> dict[str, float]:
+def train(config: Mapping[str, Any] | DictConfig) -> dict[str, float]:
     """Fit, export and compare one student, as `train.py` does.
 
     Writes solver.json (best state on held-out seeds), solver-last.json, checkpoints, the training log, fits.csv, and
@@ -40,7 +40,7 @@ def train(config: DictConfig) -> dict[str, float]:
     Raises:
         ValueError, TypeError, FileNotFoundError: a setting cannot be used; the message says which and what would do.
     """
-    settings: Any = OmegaConf.to_container(config, resolve=True)
+    settings: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     with quiet_lightning(), own_randomness(settings["seed"]):
         return _train(settings)
 

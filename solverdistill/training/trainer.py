@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from solverdistill.fits.protocol import Fit
 from solverdistill.support.instantiate import instantiate
+from solverdistill.training.isolation import quiet_lightning
 from solverdistill.training.progress_bar import progress_bar
 from solverdistill.training.recording import last_checkpoint, make_loggers
 
@@ -42,6 +44,13 @@ def quiet_trainer(fit: Fit, device: str, progress: bool) -> Trainer:
     own = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": progress, "callbacks": callbacks}
     accelerator = {"cuda": "gpu"}.get(kind, kind)
     return Trainer(accelerator=accelerator, devices=devices, **own, **steps_of(fit))
+
+
+def device_of(config: Mapping[str, Any]) -> torch.device:
+    """The device that a trainer's configuration means, for work without a trainer."""
+    with quiet_lightning():
+        trainer = Trainer(accelerator=config["accelerator"], devices=1, logger=False, enable_checkpointing=False)
+        return trainer.strategy.root_device
 
 
 def steps_of(fit: Fit | None) -> dict[str, Any]:

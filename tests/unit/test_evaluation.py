@@ -387,7 +387,8 @@ def test_sample_grid_repeats_pixels_exactly(tmp_path: Path, channels: int) -> No
     from matplotlib.image import imread
 
     images = torch.linspace(-1, 1, 2 * channels * 64).view(2, channels, 8, 8)
-    path = figures.sample_grid(tmp_path / "grid.png", {"noise": images, "a long title in two lines": images})
+    columns = {"noise": images, "a long title in two lines": images}
+    path = figures.save(figures.draw_samples(columns), tmp_path / "grid.png")
     width, height = png_size(path)
     assert (width, height) == (2 * 126 + 6, 2 * 126 + 6 + (height - 258)) and height < 400
     found = torch.from_numpy(imread(path))[height - 126 : height - 6 : 15, 132:252:15, :3]
@@ -399,7 +400,7 @@ def test_sample_grid_repeats_pixels_exactly(tmp_path: Path, channels: int) -> No
 def test_sample_grid_refuses_vectors(tmp_path: Path) -> None:
     for columns in ({"a": draw(2, 6)}, {}, {"a": draw(2, 1, 8, 8), "b": draw(3, 1, 8, 8)}):
         with pytest.raises(ValueError, match="images of one shape"):
-            figures.sample_grid(tmp_path / "grid.png", columns)
+            figures.draw_samples(columns)
     assert not list(tmp_path.iterdir())
 
 
@@ -409,8 +410,8 @@ def test_error_figure_is_written(tmp_path: Path) -> None:
     curves = figures.group_curves([*rows, row("EPD", kind="student")])
     assert {label: len(curve) for label, curve in curves.items()} == {"Heun": 8, "Euler": 8}
     stars = [row("EPD", kind="student", nfe=8, depth=5, rmse_mean=0.01)]
-    width, height = png_size(figures.error_against_nfe(tmp_path / "error.png", curves, stars))
+    width, height = png_size(figures.save(figures.draw_errors(curves, stars), tmp_path / "error.png"))
     assert 1200 < width < 2000 and 600 < height < 1000
-    png_size(figures.error_against_nfe(tmp_path / "star.png", {}, stars))
+    png_size(figures.save(figures.draw_errors({}, stars), tmp_path / "star.png"))
     with pytest.raises(ValueError, match="neither curves nor"):
-        figures.error_against_nfe(tmp_path / "none.png", {}, [])
+        figures.draw_errors({}, [])

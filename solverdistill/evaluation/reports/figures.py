@@ -5,6 +5,7 @@ matplotlib is imported inside the functions and drawn on without a display; file
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import tempfile
@@ -30,16 +31,17 @@ STARS = (("*", 15), ("D", 9), ("P", 11), ("X", 11))
 NOISE = "noise"
 
 
-def sample_grid(path: str | os.PathLike[str], columns: Mapping[str, Tensor], cell: int = 120) -> Path:
+def draw_samples(columns: Mapping[str, Tensor], cell: int = 120) -> Any:
     """Draw samples side by side, a row for each sample and a column for each solver.
 
     Every pixel of a sample becomes a square of whole pixels of the figure, so small images stay crisp.
 
     Args:
-        path: PNG file to write.
         columns: Title -> images in [-1, 1], from left to right; a title may have several lines. The column "noise" is
             unit normal and shown over [-2.5, 2.5]. Shape of each: (samples, 1 or 3, height, width).
         cell: Smallest height of a sample in the figure, in pixels.
+    Returns:
+        A matplotlib figure, which `save` writes.
     Raises:
         ValueError: there is no column, or the columns are not images of one shape.
     """
@@ -59,7 +61,7 @@ def sample_grid(path: str | os.PathLike[str], columns: Mapping[str, Tensor], cel
             figure.figimage(image, xo=x, yo=y, origin="upper", resize=False)
         middle = (x + width * scale / 2) / size[0]
         figure.text(middle, 1 - (top - 8) / size[1], titles[i], ha="center", va="bottom", fontsize=8, color=INK)
-    return _save(figure, path)
+    return figure
 
 
 def group_curves(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -83,21 +85,21 @@ def best_curves(curves: Mapping[str, Sequence[Row]], count: int) -> dict[str, li
     return {label: list(curve) for label, curve in curves.items() if label in chosen}
 
 
-def error_against_nfe(
-    path: str | os.PathLike[str],
+def draw_errors(
     curves: Mapping[str, Sequence[Row]],
     student_points: Sequence[Row],
     value: str = "rmse_mean",
     title: str = "RMSE against the reference (mean per image)",
-) -> Path:
+) -> Any:
     """Draw an error against evaluations and against sequential network calls, on a logarithmic axis.
 
     Args:
-        path: PNG file to write.
         curves: Solver -> its rows at several costs, drawn as a line; see `group_curves`.
         student_points: Rows of students; those of one label share a red marker, joined by a line, and are named first.
         value: Field of the rows that is drawn, where it is not None.
         title: Title of its axis.
+    Returns:
+        A matplotlib figure, which `save` writes.
     Raises:
         ValueError: there is nothing to draw.
     """
@@ -127,7 +129,7 @@ def error_against_nfe(
     axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel(title, fontsize=9.5, color=INK)
     _draw_legend(axes[1], curves, list(students), value)
-    return _save(figure, path)
+    return figure
 
 
 def _having(rows: Sequence[Row], value: str) -> list[Row]:
@@ -208,13 +210,21 @@ def _figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    class Drawing(Figure):
+        """A figure that a notebook shows as it is."""
+
+        def _repr_png_(self) -> bytes:
+            drawn = io.BytesIO()
+            self.savefig(drawn, format="png", dpi=DPI)
+            return drawn.getvalue()
+
+    figure = Drawing(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a PNG under a temporary name beside `path`, then move it into place."""
+def save(figure: Any, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as a PNG under a temporary name beside `path`, then move it into place."""
     target = Path(path)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
         temporary = Path(folder) / "figure.png"

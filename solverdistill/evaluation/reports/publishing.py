@@ -80,12 +80,12 @@ def _figures(found: Evaluation, rows: list[Row], folder: Path) -> dict[str, Path
     ):
         if any(getattr(row, value) for row in (*students, *(row for curve in curves.values() for row in curve))):
             caption = f"{title} against nfe and against depth"
-            drawn[caption] = figures.error_against_nfe(folder / file, curves, students, value, title)
+            drawn[caption] = figures.save(figures.draw_errors(curves, students, value, title), folder / file)
     columns = _columns(found.measured)
     shape = next(iter(columns.values())).shape
     if len(shape) == 4 and shape[0] and shape[1] in (1, 3):
         caption = "Samples of the same noise: each student beside the best classical solver of equal nfe"
-        drawn[caption] = figures.sample_grid(folder / "samples.png", columns)
+        drawn[caption] = figures.save(figures.draw_samples(columns), folder / "samples.png")
     return drawn
 
 
