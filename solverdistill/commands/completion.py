@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def complete(line: str) -> list[str]:
-    """Words that may stand in the place of the last one of a command line, which may be empty."""
-    _, *before, word = re.split(r"\s+", line.lstrip()) if line.strip() else ("", "")
+    """What may stand in the place of the last word of a line, which may be empty; the first is `solverdistill`."""
+    *before, word = re.split(r"\s+", line.lstrip())[1:] or [""]
     if not before:
         found = [*COMMANDS, "--help", "--version"]
     elif before[0] not in COMMANDS:

@@ -71,7 +71,7 @@ def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[
 
 
 def divide(words: list[str]) -> tuple[list[str], list[str]]:
-    """Flags of hydra with their values, and overrides, which hydra wants in one place."""
+    """Flags of hydra with their values, and overrides, which hydra wants all in one place."""
     flags, overrides = [], []
     for before, word in zip(["", *words], words, strict=False):
         is_override = word.startswith("~") or ("=" in word and not word.startswith("-"))

@@ -31,9 +31,9 @@ def steps(fit: str, count: int) -> list[str]:
     return [f"fit={fit}", *(f"fit.{fit}.{setting}" for setting in settings)]
 
 
-def run(home: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
+def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "SOLVERDISTILL_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, "train.py", *arguments]
+    command = [sys.executable, "train.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400, env=environment)
 
 
@@ -81,31 +81,8 @@ def test_direct_fits_share_their_work_and_end_at_the_same_params(solver: str, ja
 
 
 @pytest.mark.slow
-def test_torchrun_writes_one_folder(tmp_path: Path) -> None:
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713")
-    where = [f"hydra.run.dir={tmp_path}/out/${{now:%f}}", "trainer=ddp", "trainer.devices=2", *steps("gradient", 2)]
-    result = run(tmp_path / "home", "model=mixture", *TINY, *where, launcher=launcher)
-    assert result.returncode == 0, result.stderr
-    folders = list((tmp_path / "out").iterdir())
-    assert len(folders) == 1 and (folders[0] / "solver.json").is_file()
-
-
-@pytest.mark.slow
 def test_a_sweep_of_subprocesses_is_refused(tmp_path: Path) -> None:
     where = [f"hydra.sweep.dir={tmp_path}/sweep", "trainer=ddp", "trainer.devices=2", *steps("gradient", 2)]
     result = run(tmp_path / "home", "-m", "solver=epd,gas", "model=mixture", *TINY, *where)
     assert result.returncode == 2
     assert result.stderr.strip().split("\n")[-1].startswith("error: a sweep (-m) with trainer=ddp would rerun")
-
-
-@pytest.mark.slow
-def test_a_submitit_sweep_trains_every_job(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    where = [f"hydra.sweep.dir={tmp_path}/sweep", "hydra/launcher=submitit_local", *steps("gradient", 2)]
-    arguments = ["-m", "solver=epd,dss", "solver.nfe=5,8", "model=mixture", *TINY, *where]
-    result = run(tmp_path / "home", *arguments)
-    assert result.returncode == 0, result.stderr
-    found = sorted(path.parent.name for path in (tmp_path / "sweep").glob("*/solver.json"))
-    assert [name.rsplit("-", 1)[0] for name in found] == [
-        f"{solver}-mixture-nfe{nfe}" for solver in ("dss", "epd") for nfe in (5, 8)
-    ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import solverdistill
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -49,10 +52,34 @@ def test_diffusers_is_imported_when_used_and_only_by_its_own_modules(name: str) 
         assert not {"diffusers", "transformers"} & used
 
 
-def test_import_is_light() -> None:
-    code = f"import sys, solverdistill; print([m for m in {HEAVY!r} if m in sys.modules])"
+def test_names_load_when_they_are_asked_for() -> None:
+    watched = ("torch", "numpy", *HEAVY, *layers.HEAVY)
+    code = f"""
+import sys
+loaded = lambda: {{name for name in {watched!r} if name in sys.modules}}
+import solverdistill
+print(loaded())
+from solverdistill import load_solver, sample
+load_solver("zoo:dss-sit-nfe5")
+print(loaded() - {{"torch", "numpy"}})
+names = {{}}
+exec("from solverdistill import *", names)
+print(set(solverdistill.__all__) - set(names) - set(dir(solverdistill)), loaded() - {{"torch", "numpy"}})
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert result.stdout.strip() == "[]"
+    assert result.stdout.split("\n") == ["set()", "set()", "set() set()", ""]
+
+
+def test_every_public_name_is_the_one_that_type_checkers_see() -> None:
+    seen = {}
+    for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and all(alias.asname == alias.name for alias in node.names):
+            seen |= {alias.name: node.module for alias in node.names}
+    assert sorted(seen) == sorted(solverdistill.__all__)
+    for name, module in seen.items():
+        assert getattr(solverdistill, name) is getattr(importlib.import_module(str(module)), name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        solverdistill.nothing  # noqa: B018
 
 
 def test_nothing_runs_code_from_files() -> None:
