@@ -101,3 +101,10 @@ class PublishedIPNDMV(IPNDMV):
             extra = (1, -(1 + h1 / h2 + q), h1 / h2 + q * (1 + h2 / h3), -q * h1 / h2)
             c = [weight + t2 * more for weight, more in zip([*c, 0], extra, strict=True)]
         return torch.stack(c) * h0
+
+
+def draw_data(teacher: Mixture, count: int, generator: torch.Generator) -> Tensor:
+    """Clean samples of a mixture. Shape: (count, *sample shape), float64."""
+    k = torch.multinomial(teacher.weights, count, replacement=True, generator=generator)
+    noise = torch.randn(count, teacher.means.shape[1], generator=generator, dtype=torch.float64)
+    return (teacher.means[k] + teacher.stds[k, None] * noise).view(count, *teacher.shape)

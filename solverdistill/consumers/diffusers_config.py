@@ -22,7 +22,7 @@ import torch
 from solverdistill.consumers.network_schedule import NetworkSchedule
 from solverdistill.programs.program import SolverProgram
 from solverdistill.programs.solver_file import SolverFile, read_solver
-from solverdistill.teachers.own.integer_times import snap_described
+from solverdistill.teachers.own.integer_times import snap_program
 
 
 def scheduler_config(solver: Any, target: Any = None, initial_noise: str = "unit") -> dict[str, Any]:
@@ -44,7 +44,7 @@ def scheduler_config(solver: Any, target: Any = None, initial_noise: str = "unit
     teacher = file.provenance.get("teacher")
     teacher = teacher if isinstance(teacher, Mapping) else {}
     network = find_network(target, teacher)
-    timesteps, levels, rows = convert(snap_described(file.program, teacher), network)
+    timesteps, levels, rows = convert(snap_program(file.program, teacher), network)
     if teacher.get("discrete_times"):
         timesteps = whole_timesteps(timesteps, 0 if target is not None else int(teacher.get("time_offset", 0)))
     for timestep in () if teacher.get("discrete_times") else timesteps:

@@ -44,11 +44,6 @@ class PersistentObject:
     state: dict[str, Any]
 
     @property
-    def init_args(self) -> tuple[Any, ...]:
-        """Positional arguments that it was made with."""
-        return tuple(self.state.get("_init_args", ()))
-
-    @property
     def init_kwargs(self) -> dict[str, Any]:
         """Keyword arguments that it was made with."""
         return dict(self.state.get("_init_kwargs", {}))

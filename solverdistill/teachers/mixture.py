@@ -71,12 +71,6 @@ class Mixture(Teacher):
         denoised = (r * (1 - a * gain)) @ self.means + (r * gain).sum(1, keepdim=True) * y
         return denoised.view_as(x).to(x.dtype)
 
-    def sample_data(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw clean samples. Shape: (count, *sample shape), float64."""
-        k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
-        return (self.means[k] + self.stds[k, None] * noise).view(count, *self.shape)
-
 
 def mixture(
     means: Tensor | Sequence[Any], weights: Tensor | Sequence[float], stds: Tensor | Sequence[float], **options: Any

@@ -79,7 +79,7 @@ def test_what_is_trained_with_integer_times_is_what_runs(tmp_path: Path, monkeyp
     told = teacher.network.network.told
     half = len(told) // 2
     assert torch.equal(torch.cat(told[:half]), torch.cat(told[half:]))
-    snapped = snap_program(read.program, teacher)
+    snapped = snap_program(read.program, teacher.description())
     torch.testing.assert_close(sample(snapped, teacher, noise.double()), sample(read.program, teacher, noise.double()))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import draw_data
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from solverdistill.teachers.own.conventions import Convention
 from solverdistill.teachers.own.teacher import OwnTeacher
 
 MIXTURE = toy_mixture()
-DATA = MIXTURE.sample_data(32, torch.Generator().manual_seed(3)).float()
+DATA = draw_data(MIXTURE, 32, torch.Generator().manual_seed(3)).float()
 RANGES = {"vp": (1.0, 0.001), "flow": (0.99, 0.001)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import draw_data
 from torch import Tensor
 
 from solverdistill.denoisers.wrappers import Checkpointed, Counted, Guided, Thresholded
@@ -31,7 +32,7 @@ def test_levels_are_scale_free(scale: float) -> None:
 def test_mixture_is_the_posterior_mean_by_monte_carlo() -> None:
     teacher = toy_mixture(dims=1)
     generator = torch.Generator().manual_seed(0)
-    data = teacher.sample_data(2_000_000, generator)
+    data = draw_data(teacher, 2_000_000, generator)
     x = data * 0.7 + 0.8 * torch.randn(data.shape, generator=generator, dtype=torch.float64)
     for point in (-1.0, 0.2, 1.1):
         near = (x - point).abs() < 0.02

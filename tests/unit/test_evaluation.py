@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import draw_data
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -268,7 +269,7 @@ def comparison() -> dict[str, Any]:
     teacher, noise = toy_mixture(), draw(24, 6)
     *_, reference = families.build("heun", Grid(steps=60)).solve(teacher, noise)
     found = classical_candidates(EDM(), (80.0, 0.002), nfe=8, depth=5)
-    real = teacher.sample_data(40, torch.Generator().manual_seed(3))
+    real = draw_data(teacher, 40, torch.Generator().manual_seed(3))
     return {"teacher": teacher, "noise": noise, "reference": reference, "real": real, "candidates": found.candidates}
 
 

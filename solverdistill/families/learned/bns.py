@@ -29,7 +29,6 @@ from solverdistill.families.base import Evaluator, Family, History, Params, Stat
 from solverdistill.families.learned.learned_times import check_start, raw_steps
 from solverdistill.noise.levels import Level, float64
 from solverdistill.noise.paths import EDM, Cosine, Path
-from solverdistill.programs.program import SolverProgram
 
 SOLVERS = ("euler", "midpoint")
 
@@ -156,32 +155,3 @@ class BNS(Family):
         for k, velocity in enumerate(velocities):
             total = total + velocity * values.b[i, i - k]
         return total * values.scale[i + 1], (*velocities, first)
-
-    def params_of(self, program: SolverProgram) -> Params:
-        """Params with which this family is another solver, written as a table.
-
-        With D_j = (u_j - p_j x_j) / q_j, rows x = A x_0 + B D become (I + B diag(p / q)) x = A x_0 + B diag(1 / q) u.
-
-        Args:
-            program: A solver from noise on the same path and between the same ends, with one evaluation per step of
-                this family at noise levels that never increase.
-        Raises:
-            ValueError: it has another number of evaluations, or one at a higher noise level than the one before.
-        """
-        if program.nfe != self.steps or program.inputs != 1:
-            raise ValueError(f"bns of {self.steps} steps takes a solver of as many evaluations, not of {program.nfe}")
-        start, end = self._find(float64([self.grid[0], self.grid[-1]]))
-        r = self.schedule.find(Level(program.alpha, program.sigma))
-        if bool(((r[1:] - r[:-1]) > 1e-12).any()):
-            raise ValueError("bns cannot be a solver that goes back to a higher noise level")
-        p, q = self.schedule.velocity(r, end - start)
-        size = self.schedule.level(r).hypot()
-        clean = self.path.level(self.grid[-1]).hypot() / self.schedule.level(end).hypot()
-        rows = torch.cat([program.evaluations.B * size[:, None], program.readouts.B[-1:] / clean])
-        inputs = torch.cat([program.evaluations.A[:, 0] * size, program.readouts.A[-1] / clean])
-        inputs = inputs / inputs[0]
-        system = torch.eye(self.steps + 1, dtype=torch.float64)
-        system[:, :-1] += rows * (p / q)
-        solved = torch.linalg.solve_triangular(system, torch.cat([inputs[:, None], rows / q], dim=1), upper=False)[1:]
-        times = torch.cat([start[None], r[1:], end[None]])
-        return {"raw_dt": raw_steps(times), "a": solved[:, 0], "b": solved[:, 1:]}

@@ -64,11 +64,3 @@ def accept(candidate: Tensor, previous: Tensor, new_loss: Tensor, old_loss: Tens
         old_loss: Loss of the previous noise. Shape: (batch,).
     """
     return torch.where(per_sample(new_loss < old_loss, candidate), candidate, previous).detach()
-
-
-def noise_kl_bound(dimension: int, radius: float) -> float:
-    """r^2 / 2 + r sqrt(d + 1): how far, in nats, a student at zero soft loss can be from the teacher's distribution.
-
-    Up to the expected change of the log-determinant of the student's Jacobian over the ball.
-    """
-    return radius**2 / 2 + radius * (dimension + 1) ** 0.5

@@ -21,32 +21,21 @@ import torch
 from solverdistill.noise.paths import make_path
 from solverdistill.programs.program import SolverProgram
 from solverdistill.teachers.own.native_levels import NativeLevels
-from solverdistill.teachers.own.teacher import OwnTeacher
 
 
-def snap_program(program: SolverProgram, teacher: OwnTeacher) -> SolverProgram:
-    """Rewrite a solver so that every told level is one of the teacher's integer times; else return it as it is.
+def snap_program(program: SolverProgram, description: Mapping[str, Any]) -> SolverProgram:
+    """Rewrite a solver so that every told level is an integer time of its teacher's; else return it as it is.
 
     The rows of a program see x_k at the told hypot, which snapping keeps, so the network's inputs do not change. The
     result depends on the teacher's prediction type and is meant for consumers, not for training.
 
     Args:
         program: The solver.
-        teacher: The network that it was fitted to.
+        description: Of the teacher that it was fitted to, as a solver file tells it; the network is not needed.
     """
-    if not teacher.convention.discrete_times:
-        return program
-    return _snap(program, teacher.levels, teacher.prediction)
-
-
-def snap_described(program: SolverProgram, description: Mapping[str, Any]) -> SolverProgram:
-    """`snap_program` for the teacher that a solver file describes, whose network is not at hand."""
     if not description.get("discrete_times"):
         return program
-    return _snap(program, NativeLevels(make_path(description["path"])), str(description["prediction"]))
-
-
-def _snap(program: SolverProgram, table: NativeLevels, prediction: str) -> SolverProgram:
+    table, prediction = NativeLevels(make_path(description["path"])), str(description["prediction"])
     size = torch.hypot(program.alpha, program.sigma)
     alpha, sigma = (value * size for value in table.at_index(table.nearest(program.alpha, program.sigma)))
     P, Q = table.output(prediction, program.alpha, program.sigma)

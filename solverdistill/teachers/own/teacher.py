@@ -98,14 +98,6 @@ class OwnTeacher(Teacher):
         """P and Q of denoised = P x + Q output at a level of any scale."""
         return self.levels.output(self.prediction, alpha, sigma, self.convention.time == "reversed")
 
-    def snap(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The level of the integer time that the network is told, at the same hypot; the level itself if continuous."""
-        if not self.convention.discrete_times:
-            return alpha, sigma
-        size = torch.hypot(alpha, sigma)
-        a, s = self.levels.at_index(self.levels.nearest(alpha.double(), sigma.double()))
-        return (a * size).to(alpha.dtype), (s * size).to(sigma.dtype)
-
     def variants(self) -> dict[str, OwnTeacher]:
         """The same network under every other convention that its schedule allows, named by what differs."""
         found: dict[str, OwnTeacher] = {}
