@@ -239,9 +239,14 @@ class Family(ABC):
         return self._table.depth
 
     def hyperparameters(self) -> dict[str, Any]:
-        """JSON-able arguments with which `families.build` makes this family again."""
-        options = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {"name": self.name, **options, "grid": list(self.grid), "path": self.path.hyperparameters()}
+        """JSON-able arguments with which `families.build` makes this family again.
+
+        A family of this package goes by its name, any other by the dotted name of its class.
+        """
+        cls, options = type(self), {f.name: getattr(self, f.name) for f in fields(self)}
+        package = __name__.split(".")[0]
+        name = self.name if cls.__module__.split(".")[0] == package else f"{cls.__module__}.{cls.__qualname__}"
+        return {"name": name, **options, "grid": list(self.grid), "path": self.path.hyperparameters()}
 
     def _prepare(self, params: Params | None) -> Any:
         expected = self.init(0)

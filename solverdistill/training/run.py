@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from solverdistill import families
 from solverdistill.evaluation.after_training import compare_at_the_end
 from solverdistill.families.base import Family
+from solverdistill.families.student import Student
 from solverdistill.fits.gradient.module import FitSettings
 from solverdistill.fits.report import FitReport, Meter
 from solverdistill.references.datamodule import TargetData
@@ -55,7 +56,7 @@ def train(config: DictConfig) -> dict[str, float]:
     start_processes(trainer, required=any(not isinstance(fit, FitSettings) for fit in run.fits.values()))
     device = trainer.strategy.root_device
     run.denoiser.to(device)
-    student = run.student if checkpoint is None else run.student.rebuilt(family_of_checkpoint(checkpoint))
+    student = run.student if checkpoint is None else run.student.rebuilt(family_of_checkpoint(checkpoint, run.student))
     data = run.data(student, device, TargetProgress() if trainer.is_global_zero else None)
     if trainer.is_global_zero:
         say_hello(run)
@@ -143,10 +144,10 @@ def say_hello(run: Run) -> None:
     )
 
 
-def family_of_checkpoint(path: str) -> Family:
+def family_of_checkpoint(path: str, student: Student) -> Family:
     """The family that a killed run was training, whose start may have won a race."""
     stored = torch.load(path, map_location="cpu", weights_only=True)["family"]
-    return families.build(**stored)
+    return families.rebuild(stored, student.family)
 
 
 def _sweeping() -> bool:
