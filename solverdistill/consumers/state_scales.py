@@ -117,7 +117,7 @@ def _first_state(solver: Solver) -> tuple[float, float, float]:
     program = program_of(solver)
     if _has_family(solver):
         assert isinstance(solver, SolverFile)
-        family = families.build(**solver.family)
+        family = families.rebuild(solver.family)
         with torch.no_grad():
             level = family.prepared_levels(solver.params)[0]
             return float(level.alpha), float(level.sigma), float(family.start_scale(solver.params))

@@ -174,12 +174,10 @@ def _grids(baseline: Baseline, path: Path, noise_range: tuple[float, float]) -> 
 def _at_cost(baseline: Baseline, nfe: int, grid: Grid, path: Path) -> tuple[Family, bool]:
     """Build a solver that spends exactly `nfe`, and say whether it takes an analytical first step."""
     try:
-        steps, afs = families.steps_for_nfe(baseline.name, nfe, grid, path, **baseline.options), False
+        return families.build_for_nfe(baseline.name, nfe, grid, path, **baseline.options), False
     except ValueError as error:
         try:
             options = {**baseline.options, "afs": True}
-            steps, afs = families.steps_for_nfe(baseline.name, nfe, grid, path, **options), True
+            return families.build_for_nfe(baseline.name, nfe, grid, path, **options), True
         except ValueError:
             raise error from None
-    options = {**baseline.options, **({"afs": True} if afs else {})}
-    return families.build(baseline.name, grid.with_steps(steps), path, **options), afs

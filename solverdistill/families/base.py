@@ -8,7 +8,7 @@ values the step wants back, newest first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
@@ -81,6 +81,14 @@ class Timeline:
         return bool(self.alpha[i] == 0) or bool(self.sigma[i + 1] == 0)
 
 
+def combine(states: Iterable[State], weights: Iterable[Any]) -> State:
+    """Sum of states times numbers, one each."""
+    total: State = 0
+    for state, weight in zip(states, weights, strict=True):
+        total = total + state * weight
+    return total
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family(ABC):
     """A parametrised solver.
@@ -133,7 +141,10 @@ class Family(ABC):
         return ()
 
     def prepare(self, params: Params) -> Any:
-        """Turn raw params (float64, on the host) into what `step` reads: constrained values, a `Timeline`."""
+        """Turn raw params (float64, on the host) into what `step` reads: constrained values, a `Timeline` or both.
+
+        Learned noise levels are a `Timeline`, or the attribute `timeline` of what is returned; `levels` finds it there.
+        """
         return self.timeline
 
     def prepared_levels(self, params: Params | None = None) -> list[Level]:
@@ -149,9 +160,15 @@ class Family(ABC):
     def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Any) -> tuple[State, History]:
         """Advance the state from grid point i to i + 1."""
 
+    def timeline_of(self, values: Any) -> Timeline:
+        """The grid that `prepare` returned, alone or as `timeline` of its values; the fixed one where there is none."""
+        found = values if isinstance(values, Timeline) else getattr(values, "timeline", None)
+        return found if isinstance(found, Timeline) else self.timeline
+
     def levels(self, values: Any) -> list[Level]:
-        """Level of the state at every grid point; families that learn times derive it from `values`."""
-        return [self.timeline.level(i) for i in range(self.steps + 1)]
+        """Level of the state at every grid point; for families whose learned times are in no `Timeline`."""
+        timeline = self.timeline_of(values)
+        return [timeline.level(i) for i in range(self.steps + 1)]
 
     def initial_scale(self, values: Any) -> Tensor:
         """Factor that turns unit noise into the initial state."""
@@ -222,9 +239,14 @@ class Family(ABC):
         return self._table.depth
 
     def hyperparameters(self) -> dict[str, Any]:
-        """JSON-able arguments with which `families.build` makes this family again."""
-        options = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {"name": self.name, **options, "grid": list(self.grid), "path": self.path.hyperparameters()}
+        """JSON-able arguments with which `families.build` makes this family again.
+
+        A family of this package goes by its name, any other by the dotted name of its class.
+        """
+        cls, options = type(self), {f.name: getattr(self, f.name) for f in fields(self)}
+        package = __name__.split(".")[0]
+        name = self.name if cls.__module__.split(".")[0] == package else f"{cls.__module__}.{cls.__qualname__}"
+        return {"name": name, **options, "grid": list(self.grid), "path": self.path.hyperparameters()}
 
     def _prepare(self, params: Params | None) -> Any:
         expected = self.init(0)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from solverdistill.families.base import Evaluator, Family, History, State, Timeline
+from solverdistill.families.base import Evaluator, Family, History, State
 from solverdistill.noise.levels import Level, analytical_denoised
 from solverdistill.noise.paths import Path
 
@@ -65,8 +65,8 @@ class OdeFamily(Family):
         return y * scale[i + 1], history
 
     def scales(self, values: Any) -> Tensor:
-        """Scale of the path's states at every grid point; families that learn times derive it from `values`."""
-        return values.scale if isinstance(values, Timeline) else self.timeline.scale
+        """Scale of the path's states at every grid point; for families whose learned times are in no `Timeline`."""
+        return self.timeline_of(values).scale
 
     def first_slope(self, i: int, y: State, u: Tensor, slope: Slope, told: Level | None = None) -> State:
         """Slope at the beginning of step i, analytical where `afs` says so."""

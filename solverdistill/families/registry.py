@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -27,6 +28,7 @@ from solverdistill.families.learned.ld3 import LD3
 from solverdistill.families.learned.s4s import S4S, S4SAlt
 from solverdistill.noise.grids import Grid, grid_values
 from solverdistill.noise.paths import Path, make_path
+from solverdistill.support.naming import find_by_name
 from solverdistill.support.type_checks import check_types
 
 CLASSICAL = (Euler, Heun, DPMSolver2, DPMpp, UniPC, DEIS, IPNDM, IPNDMV)
@@ -64,47 +66,114 @@ def build(
     """Make a solver family.
 
     Args:
-        name: A name of the roster, `sorted(ROSTER)`.
+        name: A name of the roster, `sorted(ROSTER)`, or the dotted name of a Family of your own, or of a function that
+            takes grid, path and hyperparameters and returns one. A dotted name is imported, which runs its module:
+            give what a file says to `rebuild`.
         grid: Decreasing noise levels in the path's own unit, or a rule for them.
         path: Noise path that the family is written on: a name, a description {"name": "flow", "shift": 3.0}, or a Path.
         hyperparameters: The family's own.
     Returns:
         A family with `init(seed)`, `program(params)`, `nfe` and `depth`.
     Raises:
-        ValueError: unknown name, path or hyperparameter, or a grid that does not decrease.
+        ValueError: unknown name, path or hyperparameter, a grid that does not decrease, or a dotted name that cannot be
+            imported or stands for no family.
+    """
+    return _make(name, find_family(name), grid, path, hyperparameters)
+
+
+def rebuild(stored: Mapping[str, Any], configured: Family | None = None) -> Family:
+    """Make the family that a file holds, importing nothing.
+
+    Args:
+        stored: As `Family.hyperparameters()` gave them and a file kept them.
+        configured: The family of the user's own configuration, the only one outside the roster that is made.
+    Raises:
+        ValueError: the file names another one outside the roster; or as `build`.
+    """
+    given = dict(stored)
+    name, grid, path = (given.pop(key, None) for key in ("name", "grid", "path"))
+    if configured is not None and name == configured.hyperparameters()["name"]:
+        return _make(name, type(configured), grid or (), path or "edm", given)
+    if name not in (*ROSTER, *ALIASES):
+        raise ValueError(
+            f"the file holds a solver of the family {name!r}, which is none of this package, and a file imports "
+            "nothing; its table plays all the same, and training goes on with solver.name set to that family"
+        )
+    return build(**stored)
+
+
+def find_family(name: str) -> Callable[..., Any]:
+    """The class of a name of the roster, or what a dotted name stands for.
+
+    Raises:
+        ValueError: there is none, or it is another class.
     """
     name = ALIASES.get(name, name)
-    if name not in ROSTER:
-        raise ValueError(f"solver family {name!r} is unknown; known: {', '.join(sorted(ROSTER))}")
-    cls = ROSTER[name]
-    known = [f.name for f in fields(cls) if f.name not in ("grid", "path")]
-    for option in hyperparameters:
-        if option not in known:
-            raise ValueError(f"family {name!r} has no hyperparameter {option!r}; it has: {', '.join(known)}")
-    check_types(f"family {name!r}", cls, hyperparameters)
+    if name in ROSTER:
+        return ROSTER[name]
+    if "." not in name:
+        known = ", ".join(sorted(ROSTER))
+        raise ValueError(f"solver family {name!r} is unknown; known: {known}; your own goes by its dotted name")
+    found = find_by_name("solver family", name)
+    if isinstance(found, type) and not issubclass(found, Family):
+        raise ValueError(f"solver family {name!r} is a class that does not derive from {Family.__module__}.Family")
+    return found
+
+
+def _make(
+    name: str,
+    make: Callable[..., Any],
+    grid: Grid | Sequence[float] | Tensor,
+    path: str | dict[str, Any] | Path,
+    options: Mapping[str, Any],
+) -> Family:
+    if isinstance(make, type):
+        known = [f.name for f in fields(make) if f.name not in ("grid", "path")]
+        for option in options:
+            if option not in known:
+                raise ValueError(f"family {name!r} has no hyperparameter {option!r}; it has: {', '.join(known)}")
+        check_types(f"family {name!r}", make, options)
     path = make_path(path)
-    return cls(grid=grid_values(grid, path), path=path, **hyperparameters)
+    arguments = {"grid": grid_values(grid, path), "path": path, **options}
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"solver family {name!r} does not take {', '.join(arguments)}: {error}") from None
+    family = make(**arguments)
+    if not isinstance(family, Family):
+        raise ValueError(f"solver family {name!r} gives {family!r}, which is no {Family.__module__}.Family")
+    return family
 
 
-def steps_for_nfe(name: str, nfe: int, grid: Grid, path: str | dict[str, Any] | Path = "edm", **options: Any) -> int:
-    """Number of steps at which a family spends exactly `nfe` evaluations.
+def build_for_nfe(name: str, nfe: int, grid: Grid, path: str | dict[str, Any] | Path = "edm", **options: Any) -> Family:
+    """Make a family with the number of steps at which it spends exactly `nfe` evaluations.
 
     Raises:
         ValueError: no number of steps does; the message names the nearest values that can be reached.
     """
-    reached: list[int] = []
+    make, reached = find_family(name), list[int]()
     for steps in range(1, max(nfe, 1) + 2):
         try:
-            reached.append(build(name, grid.with_steps(steps), path, **options).nfe)
+            family = _make(name, make, grid.with_steps(steps), path, options)
+            reached.append(family.nfe)
         except ValueError as error:
             if steps == max(nfe, 1) + 1:
                 raise error from None
             reached.append(-1)
             continue
         if reached[-1] == nfe:
-            return steps
+            return family
         if reached[-1] > nfe:
             break
     nearest = sorted({n for n in reached if n >= 0}, key=lambda n: (abs(n - nfe), n))[:2]
     values = " and ".join(map(str, sorted(nearest)))
     raise ValueError(f"{name} cannot spend exactly nfe={nfe} evaluations; the nearest it can reach: {values}")
+
+
+def steps_for_nfe(name: str, nfe: int, grid: Grid, path: str | dict[str, Any] | Path = "edm", **options: Any) -> int:
+    """Number of steps at which a family spends exactly `nfe` evaluations.
+
+    Raises:
+        ValueError: as `build_for_nfe`.
+    """
+    return build_for_nfe(name, nfe, grid, path, **options).steps

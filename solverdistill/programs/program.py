@@ -12,7 +12,8 @@ Evaluations that do not depend on each other form a *stage* and go to the networ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -104,11 +105,17 @@ class SolverProgram:
     def to(self, device: torch.device | str) -> SolverProgram:
         """The same program with its tensors on `device`."""
         names = ("alpha", "sigma", "A", "B", "mask", "level")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return self._with({name: getattr(self, name).to(device) for name in names})
 
     def detach(self) -> SolverProgram:
         """The same program without gradients, its numbers unchanged."""
-        return replace(self, **{name: getattr(self, name).detach() for name in ("alpha", "sigma", "A", "B", "level")})
+        return self._with({name: getattr(self, name).detach() for name in ("alpha", "sigma", "A", "B", "level")})
+
+    def _with(self, tensors: dict[str, Tensor]) -> SolverProgram:
+        """A copy with other tensors of the same values, which are not checked again."""
+        other = copy(self)
+        vars(other).update(tensors)
+        return other
 
 
 def _find_problem(program: SolverProgram) -> str | None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from solverdistill import families
 from solverdistill.evaluation.after_training import EvaluationSettings, compare_at_the_end
 from solverdistill.families.base import Family
+from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Fit, Standing
 from solverdistill.fits.report import FitReport
 from solverdistill.references.targets import Targets
@@ -59,7 +60,7 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     start_processes(trainer, required=any(not fit.resumes for fit in run.fits.values()))
     first, device = trainer.is_global_zero, trainer.strategy.root_device
     run.denoiser.to(device)
-    student = run.student if checkpoint is None else run.student.rebuilt(family_of_checkpoint(checkpoint))
+    student = run.student if checkpoint is None else run.student.rebuilt(family_of_checkpoint(checkpoint, run.student))
     data = run.data(student, device, TargetProgress() if first else None)
     if first:
         say_hello(run)
@@ -121,10 +122,10 @@ def refuse_overrides(overrides: Sequence[str], chosen: str) -> None:
             )
 
 
-def family_of_checkpoint(path: str) -> Family:
+def family_of_checkpoint(path: str, student: Student) -> Family:
     """The family that a killed run was training, whose start may have won a race."""
     stored = torch.load(path, map_location="cpu", weights_only=True)["family"]
-    return families.build(**stored)
+    return families.rebuild(stored, student.family)
 
 
 def _sweeping() -> bool:

@@ -143,9 +143,6 @@ class BNS(Family):
             timeline, working, scale, *self.schedule.velocity(r[:-1], end - start), params["a"], params["b"]
         )
 
-    def levels(self, values: Canonical) -> list[Level]:
-        return [values.timeline.level(i) for i in range(self.steps + 1)]
-
     def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Canonical) -> tuple[State, History]:
         x = x / values.scale[i]
         denoised = denoise(x, Level(values.working.alpha[i], values.working.sigma[i]))

@@ -173,7 +173,7 @@ class Corrected(Family):
     def program(self, params: Params | None = None) -> SolverProgram:
         """Trace the base at the learned times and correct its table, differentiable in the params."""
         values = self._prepare(params)
-        table = values.base.program(values.base_params)
+        table = self._base_table(values)
         parts = torch.split(self.mask, [1, table.nfe], dim=1)
         names = ("correction_inputs", "correction_denoised")
         A, B = (
@@ -186,6 +186,26 @@ class Corrected(Family):
             size = torch.hypot(alpha, sigma)
             alpha, sigma = alpha / size, sigma / size
         return replace(table, A=A, B=B, alpha=alpha, sigma=sigma)
+
+    def _base_table(self, values: Values) -> SolverProgram:
+        """The base's table; the last one is remembered, for fits that move corrections alone."""
+        given = [values.base.timeline.s, *values.base_params.values()]
+        if any(value.requires_grad for value in given):
+            return values.base.program(values.base_params)
+        key = tuple(tuple(value.flatten().tolist()) for value in given)
+        if key not in self._traced:
+            self._traced.clear()
+            with torch.inference_mode(False):
+                self._traced[key] = values.base.program(values.base_params)
+        return self._traced[key]
+
+    @cached_property
+    def _traced(self) -> dict[tuple[tuple[float, ...], ...], SolverProgram]:
+        return {}
+
+    @property
+    def _table(self) -> SolverProgram:
+        return self._template  # corrections leave the structure as it is
 
     def solve(self, denoiser: Any, noise: Tensor, params: Params | None = None, cond: Any = None) -> Iterator[Tensor]:
         """Play the table, one evaluation per network call, and yield the state after every step."""

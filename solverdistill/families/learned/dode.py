@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from solverdistill.families.base import History, Params, State
-from solverdistill.families.classical.adams import IPNDM, AdamsBashforth
+from solverdistill.families.classical.adams import IPNDM
 from solverdistill.families.classical.deis import DEIS
+from solverdistill.families.learned.averaging import MeanSlope, NewestSlope
 from solverdistill.families.ode import OdeFamily, Slope
 from solverdistill.noise.levels import Level, analytical_denoised
 from solverdistill.noise.paths import EDM, Flow
@@ -84,7 +85,7 @@ class DistilledODE(OdeFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DODEDDIM(DistilledODE):
+class DODEDDIM(DistilledODE, NewestSlope):
     """D-DDIM, one evaluation per step: x' = ddim(x) + lambda_i (f_i - f_{i-1}). `lambdas` has shape (steps,)."""
 
     name: ClassVar[str] = "dode_ddim"
@@ -92,14 +93,6 @@ class DODEDDIM(DistilledODE):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.steps,)
-
-    def average(self, i: int, slopes: History) -> State:
-        """Slope of the uncorrected step from the newest slopes there are, newest first."""
-        return slopes[0]
-
-    def remembered(self) -> int:
-        """Number of earlier slopes that a step wants."""
-        return 0
 
     def update(self, i: int, y: State, history: History, slope: Slope, values: Any) -> tuple[State, History]:
         u, u_next = self.timeline.clock[i], self.timeline.clock[i + 1]
@@ -116,19 +109,8 @@ class DODEDDIM(DistilledODE):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DODEMultistep(DODEDDIM, AdamsBashforth):
+class DODEMultistep(DODEDDIM, MeanSlope):
     """Multistep solvers: f_i is what the solver's combination of outputs, coefficients summing to 1, stands for."""
-
-    def average(self, i: int, slopes: History) -> State:
-        weights = self.weights(i, len(slopes), self.timeline)
-        width = self.timeline.clock[i + 1] - self.timeline.clock[i]
-        total: State = 0
-        for weight, past in zip(weights, slopes, strict=True):
-            total = total + past * (weight / width)
-        return total
-
-    def remembered(self) -> int:
-        return self.max_order - 1
 
 
 @dataclass(frozen=True, kw_only=True)

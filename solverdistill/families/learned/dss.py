@@ -28,7 +28,7 @@ from torch import Tensor
 
 from solverdistill.families.base import Evaluator, Family, History, Params, State, Timeline
 from solverdistill.families.learned.learned_times import check_start, learned_grid, raw_steps, to_regular
-from solverdistill.noise.levels import Level, float64
+from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import Flow
 
 SHORT_TAIL_STEPS = 6
@@ -94,9 +94,6 @@ class DSS(Family):
             s = s.clamp(min=self.time_floor)
         coefficients = params["raw_coeffs"] * self.acting
         return Searched(Timeline(self.path, s), coefficients + torch.diag(1 - coefficients.sum(1)))
-
-    def levels(self, values: Searched) -> list[Level]:
-        return [values.timeline.level(i) for i in range(self.steps + 1)]
 
     def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Searched) -> tuple[State, History]:
         timeline, row = values.timeline, values.matrix[i]

@@ -23,12 +23,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from solverdistill.families.base import History, Params, State, Timeline
+from solverdistill.families.base import History, Params, State, Timeline, combine
 from solverdistill.families.classical.interpolation import uniform_adams_bashforth
 from solverdistill.families.learned.learned_times import learned_grid, raw_steps, to_regular
 from solverdistill.families.learned.quadrature import exponential_gauss
 from solverdistill.families.ode import OdeFamily, Slope
-from solverdistill.noise.levels import Level, float64
+from solverdistill.noise.levels import float64
 
 STARTS = ("drawn", "quadrature")
 
@@ -116,23 +116,14 @@ class EPD(OdeFamily):
         raw = raw_steps(to_regular(self.path, float64(self.grid)))
         return Timeline(self.path, learned_grid(self.path, self.grid, raw + params["raw_dt"]))
 
-    def levels(self, values: Points) -> list[Level]:
-        return [values.timeline.level(i) for i in range(self.steps + 1)]
-
-    def scales(self, values: Points) -> Tensor:
-        return values.timeline.scale
-
     def update(self, i: int, y: State, history: History, slope: Slope, values: Points) -> tuple[State, History]:
         u, u_next = values.timeline.clock[i], values.timeline.clock[i + 1]
         g = self.first_slope(i, y, u, slope)
         direction, history = self.predictor(g, history)
         tau = u_next ** values.r[i] * u ** (1 - values.r[i])
-        total: State = 0
-        for k in range(self.points):
-            told = self.path.straight(values.scale_time[i, k] * tau[k])
-            s = slope(y + direction * (tau[k] - u), tau[k], told)
-            total = total + s * (values.weight[i, k] * values.scale_dir[i, k])
-        return y + total * (u_next - u), history
+        told = [self.path.straight(values.scale_time[i, k] * tau[k]) for k in range(self.points)]
+        slopes = [slope(y + direction * (tau[k] - u), tau[k], told[k]) for k in range(self.points)]
+        return y + combine(slopes, values.weight[i] * values.scale_dir[i]) * (u_next - u), history
 
     def predictor(self, g: State, history: History) -> tuple[State, History]:
         """Direction that leads to the intermediate points, and the history for the next step."""
@@ -159,7 +150,4 @@ class EPDiPNDM(EPD):
 
     def predictor(self, g: State, history: History) -> tuple[State, History]:
         slopes = (g, *history)[: self.max_order]
-        combination: Any = 0
-        for weight, past in zip(uniform_adams_bashforth(len(slopes)), slopes, strict=True):
-            combination = combination + past * weight
-        return combination, slopes[: self.max_order - 1]
+        return combine(slopes, uniform_adams_bashforth(len(slopes))), slopes[: self.max_order - 1]

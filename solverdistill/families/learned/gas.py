@@ -31,11 +31,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from solverdistill.families.base import Evaluator, Family, History, Params, State
+from solverdistill.families.base import Evaluator, Family, History, Params, State, combine
 from solverdistill.families.classical.dpmpp import DPMpp
 from solverdistill.families.classical.exponential import phi
 from solverdistill.families.learned.decoupled import Decoupled, DecoupledTimeline
-from solverdistill.noise.levels import Level, float64
+from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import EDM
 
 MARGIN = 1e-5
@@ -128,9 +128,6 @@ class GAS(Family):
         c, a = (torch.stack([params[f"{letter}{i + 1}_diff"] for i in range(self.memory)]) for letter in "ca")
         return Values(self._timeline(params), c, a)
 
-    def levels(self, values: Values) -> list[Level]:
-        return [values.timeline.level(i) for i in range(self.steps + 1)]
-
     def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Values) -> tuple[State, History]:
         """Advance from grid point i; history is (m, x) of earlier grid points, newest first, flat."""
         timeline = values.timeline
@@ -144,10 +141,10 @@ class GAS(Family):
         c, a = values.c[: len(outputs), i], values.a[: len(outputs), i]
         if not self.use_theory_coef:
             factor = values.timeline.alpha[i + 1] - ratio * values.timeline.alpha[i]
-            return states[0] * ratio**2 + _sum(outputs, (c * ratio + a) * factor)
+            return states[0] * ratio**2 + combine(outputs, (c * ratio + a) * factor)
         basis = self._basis(i, outputs, values.timeline)
-        new = states[0] * ratio + _sum(basis.images, basis.coefficients + basis.signs * c)
-        return new + _sum(states, a)
+        new = states[0] * ratio + combine(basis.images, basis.coefficients + basis.signs * c)
+        return new + combine(states, a)
 
     def _basis(self, i: int, outputs: History, timeline: DecoupledTimeline) -> Basis:
         """Images and coefficients of DPM-Solver++ of the highest order that the outputs allow."""
@@ -247,10 +244,3 @@ class GAS(Family):
         if not isinstance(self.path, EDM):
             return time
         return torch.sqrt(torch.expm1(time**2 * torch.log1p(time.new_tensor(self.grid[0]) ** 2)))
-
-
-def _sum(images: list[State] | History, coefficients: Tensor) -> State:
-    total: State = 0
-    for image, coefficient in zip(images, coefficients, strict=True):
-        total = total + image * coefficient
-    return total

@@ -25,6 +25,7 @@ from torch import Tensor
 from solverdistill.families.base import Evaluator, Family, History, Params, State, Timeline
 from solverdistill.families.classical.adams import IPNDM
 from solverdistill.families.classical.dpmpp import DPMpp
+from solverdistill.families.learned.averaging import MeanSlope, NewestSlope
 from solverdistill.families.ode import OdeFamily, Slope
 from solverdistill.noise.paths import Flow
 
@@ -130,7 +131,7 @@ class BIIAEDM(_HeunSteps):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IIADDIM(OdeFamily):
+class IIADDIM(NewestSlope):
     """IIA-DDIM, one evaluation per step: x' = ddim(x) + phi_i0 (D_i - D_{i-1}) + phi_i1 (e_i - e_{i-1}).
 
     e is the noise that belongs to D; x is in the path's own scale. Params `phi` (steps, 2), initially 0, which is DDIM;
@@ -149,14 +150,6 @@ class IIADDIM(OdeFamily):
     def prepare(self, params: Params) -> Params:
         return params
 
-    def average(self, i: int, slopes: History) -> State:
-        """Slope of the base's step from the newest slopes there are, newest first."""
-        return slopes[0]
-
-    def remembered(self) -> int:
-        """Number of earlier slopes that a step wants."""
-        return 0
-
     def update(self, i: int, y: State, history: History, slope: Slope, values: Any) -> tuple[State, History]:
         u, u_next, scale = self.timeline.clock[i], self.timeline.clock[i + 1], self.timeline.scale[i + 1]
         slopes = (self.first_slope(i, y, u, slope), *history[2:])[: 1 + self.remembered()]
@@ -170,24 +163,13 @@ class IIADDIM(OdeFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IIAIPNDM(IIADDIM, IPNDM):
+class IIAIPNDM(IIADDIM, MeanSlope, IPNDM):
     """IIA-iPNDM, one evaluation per step: `ipndm` with the correction of `iia_ddim`.
 
     D and e are the denoised image and the noise that the averaged slope of the step stands for. Params as there.
     """
 
     name: ClassVar[str] = "iia_ipndm"
-
-    def average(self, i: int, slopes: History) -> State:
-        weights = self.weights(i, len(slopes), self.timeline)
-        width = self.timeline.clock[i + 1] - self.timeline.clock[i]
-        total: State = 0
-        for weight, past in zip(weights, slopes, strict=True):
-            total = total + past * (weight / width)
-        return total
-
-    def remembered(self) -> int:
-        return self.max_order - 1
 
 
 class _Adding(Timeline):

@@ -34,7 +34,7 @@ from solverdistill.families.classical.singlestep import DPMSolver2, Euler, Heun
 from solverdistill.families.classical.unipc import UniPC
 from solverdistill.families.learned.decoupled import Decoupled, DecoupledTimeline
 from solverdistill.families.ode import OdeFamily
-from solverdistill.noise.levels import Level, float64
+from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import EDM
 
 BASES: dict[str, type[Family]] = {cls.name: cls for cls in (Euler, Heun, DPMSolver2, DPMpp, UniPC, DEIS, IPNDM, IPNDMV)}
@@ -123,9 +123,6 @@ class LD3(Family):
         ends = float64(self.grid[:1]), float64(self.grid[-1:])
         s, told = (torch.cat([ends[0], value, ends[1]]) for value in told)
         return DecoupledTimeline(self.path, s, told)
-
-    def levels(self, values: DecoupledTimeline) -> list[Level]:
-        return [values.level(i) for i in range(self.steps + 1)]
 
     def initial_scale(self, values: DecoupledTimeline) -> Tensor:
         return self.solver.initial_scale(values)

@@ -20,16 +20,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from solverdistill.families.base import Evaluator, Family, History, Params, State, Timeline
+from solverdistill.families.base import Evaluator, Family, History, Params, State, Timeline, combine
 from solverdistill.families.classical.dpmpp import DPMpp
 from solverdistill.families.learned.decoupled import Decoupled
 from solverdistill.families.learned.learned_times import from_regular, learned_grid, raw_steps, to_regular
-from solverdistill.noise.levels import Level, float64
+from solverdistill.noise.levels import float64
 
 LARGEST_DPMPP = 3
 
@@ -84,9 +84,7 @@ class S4S(Family):
     def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Weighted) -> tuple[State, History]:
         timeline = values.timeline
         outputs = (self.denoised(i, x, denoise, timeline), *history)
-        total: Any = 0
-        for weight, output in zip(values.phi[i], outputs, strict=False):
-            total = total + output * weight
+        total = combine(outputs, values.phi[i, : len(outputs)])
         ratio = timeline.sigma[i + 1] / timeline.sigma[i]
         return x * ratio + total * _gain(i, timeline), outputs[: self.order - 1]
 
@@ -117,9 +115,6 @@ class S4SAlt(S4S):
 
     def denoised(self, i: int, x: State, denoise: Evaluator, timeline: Timeline) -> State:
         return Decoupled(denoise, self.path)(x, timeline.level(i), timeline.told(i))
-
-    def levels(self, values: Weighted) -> list[Level]:
-        return [values.timeline.level(i) for i in range(self.steps + 1)]
 
 
 def _gain(i: int, timeline: Timeline) -> Tensor:

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 from solverdistill.families.base import Params
 from solverdistill.families.student import Student
 from solverdistill.fits.grid_search.search import cheapest_path, jump_costs
 from solverdistill.noise.grids import Grid, lower_start
 from solverdistill.noise.paths import EDM, Flow, Path
+from solverdistill.programs.program import SolverProgram
 from solverdistill.references.trajectory import Trajectory
 
 GITS_WEIGHTS = (1.0, 1.15)  # gamma: even, and the paper's for small networks
 
 
-class Entrant(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Entrant:
     """A start: what it is, the student that begins there, and its params."""
 
     label: str
     student: Student
     params: Params
+
+    @cached_property
+    def program(self) -> SolverProgram:
+        """Its table, without gradients."""
+        return self.student.family.program(self.params).detach()
 
 
 def grid_rules(path: Path, start: float, end: float) -> dict[str, Grid]:
@@ -68,14 +76,21 @@ def entrants(
     for options in student.family.starts() if starts else ({},):
         own = " ".join(str(value) for value in options.values() if value is not None)
         for label, grid in grids.items():
-            try:
-                other = student.elsewhere(grid, options)
-                other.family.program(other.family.init(seed))
-            except ValueError:
-                continue  # a grid that the path, or a start that the family, does not have
-            if other.family not in seen:
-                seen.add(other.family)
-                yield Entrant(f"{own} on {label}" if own else label, other, other.family.init(seed))
+            entrant = _entrant(f"{own} on {label}" if own else label, student, grid, options, seed)
+            if entrant is not None and entrant.student.family not in seen:
+                seen.add(entrant.student.family)
+                yield entrant
+
+
+def _entrant(label: str, student: Student, grid: Any, options: dict[str, Any], seed: int) -> Entrant | None:
+    """The student on another grid; None on one that the path, or from a start that the family, does not have."""
+    try:
+        other = student.elsewhere(grid, options)
+        entrant = Entrant(label, other, other.family.init(seed))
+        _ = entrant.program  # refuses a table that is not finite
+    except ValueError:
+        return None
+    return entrant
 
 
 def _levels_on(path: Path, reference: Trajectory) -> list[float]:
@@ -97,12 +112,12 @@ def from_lower(entrant: Entrant, shifts: Iterable[float], top: float, seed: int 
     for shift in shifts if rule is not None else ():
         assert rule is not None
         try:
-            other = student.elsewhere(lower_start(rule, student.family.path, shift), {})
-            other.family.program(other.family.init(seed))
+            lower = lower_start(rule, student.family.path, shift)
         except ValueError:
             continue
-        first = other.family.grid[0]
-        if first < top and not math.isclose(first, top, rel_tol=1e-9):
-            alpha, sigma = other.family.path.level(first)
+        if lower.start < top and not math.isclose(lower.start, top, rel_tol=1e-9):
+            alpha, sigma = student.family.path.level(lower.start)
             label = f"{entrant.label.split(' from ')[0]} from {float(sigma / alpha):.3g}"
-            yield Entrant(label, other, other.family.init(seed))
+            other = _entrant(label, student, lower, {}, seed)
+            if other is not None:
+                yield other

@@ -21,7 +21,7 @@ Reference: Jamieson, Talwalkar, "Non-stochastic best arm identification and hype
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -184,8 +184,7 @@ class _Race:
         """Entrants by their errors as they are."""
         batch, placed = take(self.held_out, torch.arange(min(samples, len(self.held_out.noise)))), list[Placed]()
         for entrant in field:
-            program = entrant.student.family.program(entrant.params).detach()
-            error = mean_error(program, self.denoiser, batch, self.settings.batch_size, self.meter)
+            error = mean_error(entrant.program, self.denoiser, batch, self.settings.batch_size, self.meter)
             placed.append(Placed(entrant, entrant, error))
         return _sorted(placed)
 
@@ -195,7 +194,7 @@ class _Race:
         if self.points and points and self.train is not None:
             search = PointSearchFit(max(1, samples // 2), batch_size)
             params = search_points(family, self.denoiser, self.train, entrant.params, search, self.meter)
-            return entrant._replace(params=params, label=f"{entrant.label} + point search")
+            return replace(entrant, params=params, label=f"{entrant.label} + point search")
         if not self.linear or self.train is None:
             return entrant
         few = take_solved(self.train, share(torch.arange(min(max(samples, count()), len(self.train.noise)))))
@@ -204,7 +203,7 @@ class _Race:
             params, _ = fit_rows(family, self.denoiser, few, settings, entrant.params, meter=self.meter)
         except ValueError:  # its grid has a level at which the reference has no state
             return entrant
-        return entrant._replace(params=params, label=f"{entrant.label} + least squares")
+        return replace(entrant, params=params, label=f"{entrant.label} + least squares")
 
 
 def _sorted(placed: list[Placed]) -> list[Placed]:

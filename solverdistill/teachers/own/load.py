@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from solverdistill.denoisers.base import Teacher
 from solverdistill.noise.paths import Discrete
+from solverdistill.support.naming import find_by_name
 from solverdistill.teachers.own.conventions import Convention
 from solverdistill.teachers.own.native_levels import make_schedule
 from solverdistill.teachers.own.teacher import OwnTeacher
@@ -84,7 +82,7 @@ def load_own(
     black, white = (float(value) for value in data_range) if len(data_range) == 2 else (0.0, 0.0)
     if not black < white:
         raise ValueError(f"model.data_range must be two ascending numbers, not {list(data_range)}")
-    network = find(target)(**dict(arguments or {}))
+    network = find_by_name("model.target", target)(**dict(arguments or {}))
     if isinstance(network, Teacher) or not callable(network):
         kind = "a Teacher, which model._target_ takes itself" if isinstance(network, Teacher) else repr(network)
         raise ValueError(f"model.target {target} must return a module or a function, not {kind}")
@@ -93,24 +91,3 @@ def load_own(
     teacher = OwnTeacher(network, convention, path, sample, ends, name or target, num_classes, running, origin)
     teacher.data_range = black, white
     return teacher
-
-
-def find(target: str) -> Callable[..., Any]:
-    """Import what a dotted name stands for, from the working folder too.
-
-    Raises:
-        ValueError: there is no such module or nothing callable of that name in it.
-    """
-    module, _, name = target.rpartition(".")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"model.target {target!r} cannot be imported ({error}); name module.function and start in the folder that "
-            "holds the module, or set PYTHONPATH"
-        ) from None
-    if not callable(found):
-        raise ValueError(f"model.target {target!r} is {found!r}; it must be a function or a class")
-    return found

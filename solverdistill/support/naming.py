@@ -1,0 +1,35 @@
+"""Imports what a user names in a configuration: a network, a solver family."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def find_by_name(setting: str, name: str) -> Callable[..., Any]:
+    """Import what a dotted name stands for, from the working folder too.
+
+    Importing runs the module. Only names that the user wrote come here, never those that stand in a file.
+
+    Args:
+        setting: What the name was given as, for messages.
+        name: Dotted name of a function or a class.
+    Raises:
+        ValueError: there is no such module, or nothing callable of that name in it.
+    """
+    module, _, attribute = name.rpartition(".")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"{setting} {name!r} cannot be imported ({error}); name module.function and start in the folder that "
+            "holds the module, or set PYTHONPATH"
+        ) from None
+    if not callable(found):
+        raise ValueError(f"{setting} {name!r} is {found!r}; it must be a function or a class")
+    return found
