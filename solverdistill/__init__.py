@@ -32,6 +32,7 @@ HOMES = {
     "read_solver": "programs.solver_file",
     "sample": "programs.playing",
     "save_solver": "programs.solver_file",
+    "wrap": "teachers.own.wrap",
 }
 if TYPE_CHECKING:
     from solverdistill import families as families
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from solverdistill.programs.solver_file import read_solver as read_solver
     from solverdistill.programs.solver_file import save_solver as save_solver
     from solverdistill.teachers.mixture import mixture as mixture
+    from solverdistill.teachers.own.wrap import wrap as wrap
 
 __all__ = ["__version__", *HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
