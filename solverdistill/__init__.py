@@ -35,6 +35,7 @@ HOMES = {
     "read_solver": "programs.solver_file",
     "sample": "programs.playing",
     "save_solver": "programs.solver_file",
+    "wrap": "teachers.own.wrap",
 }
 if TYPE_CHECKING:
     from solverdistill import families as families
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from solverdistill.programs.solver_file import read_solver as read_solver
     from solverdistill.programs.solver_file import save_solver as save_solver
     from solverdistill.teachers.mixture import mixture as mixture
+    from solverdistill.teachers.own.wrap import wrap as wrap
     from solverdistill.training.distilled import Distilled as Distilled
     from solverdistill.training.distilling import distill as distill
     from solverdistill.training.distilling import load_teacher as load_teacher

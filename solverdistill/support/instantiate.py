@@ -6,10 +6,11 @@ positional. Mappings below with a `_target_` of their own are made first. Argume
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+
+from solverdistill.support.naming import find_by_name
 
 SPECIAL = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 MISSING = "???"  # what configurations write for a value that the user has to give
@@ -34,34 +35,9 @@ def instantiate(options: Any, where: str = "an object") -> Any:
     return options
 
 
-def find_object(name: str) -> Any:
-    """What a dotted name says: a class, function or attribute of one, whose module is imported.
-
-    Raises:
-        ValueError: there is no such module, or nothing of that name in it.
-    """
-    parts = name.split(".") if isinstance(name, str) else [""]
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise ValueError(f"{name!r} is no dotted name such as my_package.my_function")
-    for split in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:split])
-        try:
-            found: Any = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
-                continue
-            raise
-        for part in parts[split:]:
-            if not hasattr(found, part):
-                raise ValueError(f"{name}: {module} has no {'.'.join(parts[split:])}")
-            found = getattr(found, part)
-        return found
-    raise ValueError(f"{name}: there is no module {parts[0]} here")
-
-
 def _call(options: Mapping[str, Any], keywords: dict[str, Any], where: str) -> Any:
     try:
-        target = find_object(options["_target_"])
+        target = find_by_name("_target_", options["_target_"])
         arguments = instantiate(list(options.get("_args_", ())), where)
         if options.get("_partial_"):
             return partial(target, *arguments, **keywords)

@@ -16,15 +16,14 @@ def find_by_name(setting: str, name: str) -> Callable[..., Any]:
 
     Args:
         setting: What the name was given as, for messages.
-        name: Dotted name of a function or a class.
+        name: Dotted name of a function, a class, or a method of one.
     Raises:
         ValueError: there is no such module, or nothing callable of that name in it.
     """
-    module, _, attribute = name.rpartition(".")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = _find(name)
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ValueError(
             f"{setting} {name!r} cannot be imported ({error}); name module.function and start in the folder that "
@@ -33,3 +32,14 @@ def find_by_name(setting: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"{setting} {name!r} is {found!r}; it must be a function or a class")
     return found
+
+
+def _find(name: str) -> Any:
+    """What stands in a module under the last parts of a name, the module's name being as long as can be."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != module or "." not in module:
+            raise
+        return getattr(_find(module), attribute)

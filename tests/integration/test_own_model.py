@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from solverdistill import families, read_solver, sample
 from solverdistill.teachers.own.integer_times import snap_program
+from solverdistill.teachers.own.load import load_own
 from solverdistill.training.run import train
 from tests.integration.test_docs import FEW_SAMPLES, TWO_STEPS, fences
 from tests.integration.test_train import composed
@@ -85,16 +86,22 @@ def test_what_is_trained_with_integer_times_is_what_runs(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, from_python = fences(PAGE, "python")
-    (tmp_path / "my_package.py").write_text(module, encoding="utf-8")
+    live, function, module = fences(PAGE, "python")
     names: dict[str, object] = {}
-    exec(compile(module, "my_package.py", "exec"), names)
-    torch.save(names["Network"]().state_dict(), tmp_path / "weights.pt")  # pyright: ignore[reportCallIssue]
+    exec(compile(live, PAGE, "exec"), names)
+    denoised, net = names["denoised"], names["net"]
+    assert isinstance(denoised, Tensor) and denoised.shape == (8, 2) and bool(denoised.isfinite().all())
+    assert isinstance(net, nn.Module) and net.training
+    exec(compile(function, PAGE, "exec"), names)
+    again = names["teacher"](names["x"], names["alpha"], names["sigma"])  # pyright: ignore[reportCallIssue]
+    torch.testing.assert_close(again, denoised)
+
+    (tmp_path / "my_package.py").write_text(module, encoding="utf-8")
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    exec(compile(from_python, PAGE, "exec"), names)
-    denoised = names["denoised"]
-    assert isinstance(denoised, Tensor) and denoised.shape == (8, 2) and bool(denoised.isfinite().all())
+    teacher = load_own("my_package.load", [2], "eps", "vp", arguments={"weights": "weights.pt"})
+    torch.testing.assert_close(teacher(names["x"], names["alpha"], names["sigma"]), denoised)
 
     check, distil = (line.split() for line in fences(PAGE, "sh")[0].splitlines())
     command = [sys.executable, str(ROOT / check[1]), *check[2:]]

@@ -36,7 +36,7 @@ class OwnTeacher(Teacher):
     states. Of an output with twice the channels, as of networks that learn a variance, the first half is used.
 
     Args:
-        network: A module, or a function that is frozen already.
+        network: A module, which is frozen; or a function that is frozen already, called with states in their own dtype.
         convention: What it expects and predicts.
         path: Its noise schedule.
         shape: Shape of one sample, without the batch.
@@ -49,6 +49,8 @@ class OwnTeacher(Teacher):
         ValueError: the parts of the convention do not go together; or, when called, an eps network or one on the edm
             path is asked at alpha = 0, the output has another shape, or there is no label and no null label.
     """
+
+    dtype: torch.dtype | None = None  # of a function that has no weights to tell it; None for that of the states
 
     def __init__(
         self,
@@ -75,7 +77,8 @@ class OwnTeacher(Teacher):
         dtype = torch.promote_types(x.dtype, torch.float32)
         a, s = alpha.double(), sigma.double()
         norm = per_sample(self.levels.norm(a, s), x).to(dtype)
-        output = self._run(x.to(dtype) / norm, self.times(a, s), cond).to(dtype)
+        positional, keyword = self.arguments(x.to(dtype) / norm, self.times(a, s), cond)
+        output = self.read(self.network(*positional, **keyword), x).to(dtype)
         P, Q = self.output_coefficients(a, s)
         return per_sample(P.to(dtype), x) * x + per_sample(Q.to(dtype), x) * output
 
@@ -130,12 +133,20 @@ class OwnTeacher(Teacher):
         return {**super().description(), **convention, "call": list(self.convention.call), **self.origin}
 
     def _with(self, convention: Convention) -> OwnTeacher:
-        start = self.noise_range
-        return OwnTeacher(self.network, convention, self.path, self.shape, start, self.name, self.num_classes)
+        ends = self.noise_range
+        made = OwnTeacher(self.network, convention, self.path, self.shape, ends, self.name, self.num_classes)
+        made.dtype = self.dtype
+        return made
 
-    def _run(self, x: Tensor, time: Tensor, cond: Any) -> Tensor:
-        """Run the network in the dtype of its own weights."""
-        own = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), x.dtype)
+    def arguments(self, x: Tensor, time: Tensor, cond: Any = None) -> tuple[list[Any], dict[str, Any]]:
+        """What the network is called with, by position and by keyword, in the dtype of its own weights.
+
+        Args:
+            x: States on the network's schedule. Shape: (batch, *shape).
+            time: What `times` gives. Shape: (batch,).
+            cond: Labels or None. Shape: (batch,).
+        """
+        own = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), self.dtype or x.dtype)
         if not self.convention.discrete_times:
             time = time.to(torch.promote_types(own, torch.float32))
         values: dict[str, Any] = {"x": x.to(own), "time": time}
@@ -147,7 +158,7 @@ class OwnTeacher(Teacher):
                 keyword[key] = value
             else:
                 positional.append(value)
-        return self._tensor(self.network(*positional, **keyword), x)
+        return positional, keyword
 
     def _label(self, cond: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
         label = torch.full((x.shape[0],), -1, device=x.device) if cond is None else cond
@@ -159,7 +170,7 @@ class OwnTeacher(Teacher):
             return label
         return torch.where(label < 0, self.convention.null_label, label)
 
-    def _tensor(self, output: Any, x: Tensor) -> Tensor:
+    def read(self, output: Any, x: Tensor) -> Tensor:
         """The prediction inside of what a network returns: a tensor, a tuple of it, or an object with `sample`."""
         if isinstance(output, (tuple, list)):
             output = output[0]
