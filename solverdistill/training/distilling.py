@@ -162,7 +162,7 @@ def change(config: dict[str, Any], settings: Settings, where: str) -> None:
 def as_student(family: Family) -> Student:
     """A student on the grid of a family."""
     options = {key: value for key, value in family.hyperparameters().items() if key not in ("name", "grid", "path")}
-    return Student(family, None, options)
+    return Student(family, None, options, family.hyperparameters()["name"])
 
 
 def place_of(teacher: Teacher | None) -> str:
