@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from solverdistill.denoisers.base import Denoiser, Teacher
+from solverdistill.evaluation.pixels import to_pixels
 from solverdistill.programs.playing import sample
 from solverdistill.programs.program import SolverProgram
 from solverdistill.references.seeding import SPLITS, seeded_noise
@@ -130,17 +131,12 @@ def save_images(images: Iterator[tuple[Wanted, Tensor]], plan: SamplingPlan, fol
     written: list[Path] = []
     kept: list[Tensor] = []
     for wanted, image in images:
-        pixels = to_pixels(image)
+        pixels = to_pixels(image).permute(1, 2, 0)
         written.append(_write(folder / "images" / f"{wanted.name}.png", pixels))
         if len(kept) < plan.grid_images:
             kept.append(pixels)
     columns = len(plan.seeds) if plan.classes is not None else math.ceil(math.sqrt(len(kept)))
     return [_write(folder / "grid.png", contact_sheet(kept, min(columns, len(kept)))), *written]
-
-
-def to_pixels(image: Tensor) -> Tensor:
-    """An image in [-1, 1] as bytes. Shape: (height, width, channels)."""
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
 
 
 def contact_sheet(images: Sequence[Tensor], columns: int) -> Tensor:

@@ -36,18 +36,9 @@ def consistency_checkpoint(
     running: Running | Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> ConsistencyTeacher:
-    """Load an EDM network of the consistency-models release as a teacher.
+    """Load an EDM network of the consistency-models release, "cm_bedroom256" or "cm_cat256", as a teacher.
 
-    Args:
-        name: Name of the card: "cm_bedroom256" or "cm_cat256".
-        weights: None takes the published file, downloading it once; a path takes a file of your own; "random" makes a
-            network with random weights, to measure speed only, whose name ends in "-random".
-        network: Arguments of `GuidedUNet` that differ from the card's, for a file of your own training.
-        running: How the network is run.
-        seed: Seed of the random weights.
-    Raises:
-        FileNotFoundError: the file is not there and cannot be downloaded.
-        ValueError: the file is not that of the network.
+    `network` has arguments of `GuidedUNet`; otherwise arguments and errors are as of `sit.dit_checkpoint`.
     """
     running = Running.of(running)
     return ConsistencyTeacher(*load_checkpoint(name, "GuidedUNet", weights, network, seed), running)

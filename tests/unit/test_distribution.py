@@ -19,6 +19,7 @@ from solverdistill.evaluation.metrics.feature_spaces import Features, FeatureSpa
 from solverdistill.evaluation.metrics.feature_statistics import FeatureStatistics
 from solverdistill.evaluation.metrics.paired_errors import paired_errors
 from solverdistill.evaluation.metrics.set_distances import distances, precision_recall
+from solverdistill.evaluation.pixels import to_pixels
 from solverdistill.evaluation.real_images import ArrayImages, open_images
 from solverdistill.teachers.mixture import toy_mixture
 
@@ -57,7 +58,7 @@ def save_folder(folder: Path, x: Tensor) -> Path:
     from PIL import Image
 
     folder.mkdir()
-    for i, image in enumerate(cleanfid.to_pixels(x).permute(0, 2, 3, 1).numpy()):
+    for i, image in enumerate(to_pixels(x).permute(0, 2, 3, 1).numpy()):
         Image.fromarray(image).save(folder / f"{i:04d}.png")
     return folder
 
@@ -193,7 +194,7 @@ def test_fid_is_clean_fids_network_after_clean_fids_resizing(inception: Path, mo
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        resized = [build_resizer("clean")(image) for image in cleanfid.to_pixels(x).permute(0, 2, 3, 1).numpy()]
+        resized = [build_resizer("clean")(image) for image in to_pixels(x).permute(0, 2, 3, 1).numpy()]
     expected = _Layers()((torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) - 128) / 128).reshape(3, 2048)
     torch.testing.assert_close(found(x), expected.double(), rtol=0, atol=1e-6)
     grey = found(x[:, :1])
@@ -212,7 +213,7 @@ def test_other_features_are_never_called_fid() -> None:
 
 
 def test_images_of_every_source_are_the_same(tmp_path: Path) -> None:
-    x = cleanfid.to_pixels(images(5, 0))[:, :1]
+    x = to_pixels(images(5, 0))[:, :1]
     expected = x.float() / 127.5 - 1
     header = b"".join(n.to_bytes(4, "big") for n in (0x803, 5, 8, 8))
     (tmp_path / "t10k-images-idx3-ubyte").write_bytes(header + x.numpy().tobytes())

@@ -89,10 +89,14 @@ def test_a_circle_through_the_folder_itself_is_found(tmp_path: Path) -> None:
     assert found == ["circle: families <-> families.own"]
 
 
-def test_what_the_facade_loads_is_light(tmp_path: Path) -> None:
+def test_what_public_names_load_is_light_and_what_trains_loads_no_framework(tmp_path: Path) -> None:
     assert plant(tmp_path, {"support.files": LAZY.format("import scipy")}) == []
     found = plant(tmp_path, {"support.files": "import scipy.linalg"})
-    assert found == ["import solverdistill loads scipy, through support.files"]
+    assert found == ["a public name of solverdistill loads scipy, through support.files"]
+    trains = {"__init__": TYPES.format("from solverdistill.training.run import run")}
+    assert plant(tmp_path, {**trains, "training.run": "import yaml"}) == []
+    found = plant(tmp_path, {**trains, "training.run": "import yaml, hydra"})
+    assert found == ["a public name of solverdistill loads hydra, through training.run"]
 
 
 def test_a_module_in_the_root_is_found(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solverdistill.evaluation.pixels import to_pixels
+
 INCEPTION = "inception-2015-12-05.pt"
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION}"
 SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
@@ -88,8 +90,3 @@ class CleanInception(nn.Module):
             resized = torch.stack([torch.from_numpy(self._resize(image)) for image in pixels])
         device = next((value.device for value in self.network.buffers()), torch.device("cpu"))
         return self.network(resized.permute(0, 3, 1, 2).to(device))
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as 8-bit pixels, as they would be saved. Shape as images, uint8."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from solverdistill.denoisers.base import Teacher
-from solverdistill.evaluation.metrics.cleanfid import CleanInception, to_pixels
+from solverdistill.evaluation.metrics.cleanfid import CleanInception
+from solverdistill.evaluation.pixels import to_pixels
 from solverdistill.evaluation.real_images import ArrayImages
 from solverdistill.objectives import features
 

@@ -73,7 +73,7 @@ def paired_errors(
     Args:
         samples: End points of a solver. Shape: (batch, ...).
         reference: End points of the reference solver. Shape: as samples.
-        lpips: Perceptual distance of pairs of images, as `perceptual.LPIPS`.
+        lpips: Perceptual distance of pairs of images, as `objectives.lpips.LPIPS`.
         images: Images in [-1, 1] of samples and reference for all but RMSE; None where they are such images.
     Returns:
         Errors of every image, float64 on the host.

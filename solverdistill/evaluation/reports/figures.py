@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from solverdistill.evaluation.candidates import AFS_SUFFIX
+from solverdistill.evaluation.pixels import to_pixels
 from solverdistill.evaluation.rows import Row
 
 DPI = 150
@@ -200,8 +200,7 @@ def _wrap(title: str, width: int) -> str:
 
 def _pixels(images: Tensor, scale: int) -> Any:
     """Images in [-1, 1] as bytes, each pixel repeated. Shape: (samples, height * scale, width * scale, 3)."""
-    images = images.detach().to(device="cpu", dtype=torch.float32).expand(-1, 3, -1, -1)
-    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
+    levels = to_pixels(images.detach().cpu()).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
     return levels.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2).numpy()
 
 
