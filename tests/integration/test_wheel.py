@@ -21,12 +21,12 @@ import solverdistill
 print(solverdistill.__file__)
 for words in json.loads(sys.argv[1]):
     code = None
-    print("begin", words[0], flush=True)
+    print("== begin", words[0], flush=True)
     try:
         main(words)
     except SystemExit as ended:
         code = ended.code
-    print("end", words[0], code or 0, flush=True)
+    print("== end", words[0], code or 0, flush=True)
 """
 SIZES = [f"targets.{split}_samples=4" for split in ("train", "validation", "test")]
 TINY = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "logger=csv", "evaluation=off", *SIZES]
@@ -92,15 +92,15 @@ def test_every_command_works_in_an_empty_folder(site: Path, folder: Path) -> Non
     words[3] += ["hydra.run.dir=compared"]
     lines = run(site, folder, "-c", DRIVER, json.dumps(words)).splitlines()
     assert Path(lines[0]) == site / "solverdistill" / "__init__.py"
-    ends = [line.split()[1:] for line in lines if line.startswith("end ")]
+    ends = [line.split()[2:] for line in lines if line.startswith("== end ")]
     assert ends == [[word[0], "2" if "seeds=x" in word else "0"] for word in words]
     assert load_solver(folder / solver).nfe == 4
     assert len(list((folder / "images" / "images").iterdir())) == 3
     assert (folder / "compared" / "report.html").is_file() and not (folder / "refused").exists()
-    printed = json.loads(lines[lines.index("begin search-grid") + 1])
+    printed = json.loads(lines[lines.index("== begin search-grid") + 1])
     assert len(printed) == 4 and printed[0] == 80.0
-    first = lines.index("begin export") + 1
-    assert [float(level) for level in lines[first : first + 5]][-1] == 0.0
+    levels = [float(level) for level in lines[lines.index("== begin export") + 1].split(",")]
+    assert len(levels) == 5 and levels[0] == 80.0 and levels[-1] == 0.0
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {
         *("conf", "my_teacher.py", "home", "out", "images", "compared")
     }
@@ -119,7 +119,7 @@ def test_two_processes_write_one_folder(launcher: str, site: Path, folder: Path)
 @pytest.mark.slow
 def test_a_submitit_sweep_trains_every_job(site: Path, folder: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    sweep = ["-m", "solver=epd,dss", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "solver.nfe=5,8"]
+    sweep = ["-m", "solver=epd,dss", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "solver.nfe=8"]
     run(site, folder, "-m", "solverdistill", "train", *TINY, *MINE, *sweep)
     found = sorted(path.parent.name.rsplit("-", 1)[0] for path in (folder / "sweep").glob("*/solver.json"))
-    assert found == [f"{solver}-mine-nfe{nfe}" for solver in ("dss", "epd") for nfe in (5, 8)]
+    assert found == ["dss-mine-nfe8", "epd-mine-nfe8"]
