@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,13 +14,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solverdistill.families import CLASSICAL, PUBLISHED
 from solverdistill.families.base import Timeline
 from solverdistill.families.classical.adams import IPNDMV
+from solverdistill.families.learned.corrected import Corrected
 from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import Path as NoisePath
 from solverdistill.teachers.mixture import Mixture, mixture
 
+SHIPPED = {cls.name for cls in (*CLASSICAL, *PUBLISHED, Corrected)}  # what is known of these by name is asked of them
 EPD_GOLDENS = Path(__file__).parent / "goldens" / "epd"
+
+
+def all_pairs(**factors: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows of one value per factor in which any two values of different factors meet; greedy, and always the same."""
+    values = [(name, i) for name, choices in factors.items() for i in range(len(choices))]
+    missing = [{a, b} for a, b in combinations(values, 2) if a[0] != b[0]]
+    rows = list[dict[str, Any]]()
+    while missing:
+        row = dict(sorted(missing[0]))
+        for name in factors:
+            if name not in row:
+                pairs = [[{(name, i), chosen} for chosen in row.items()] for i in range(len(factors[name]))]
+                met = [sum(pair in missing for pair in of_value) for of_value in pairs]
+                row[name] = met.index(max(met))
+        missing = [pair for pair in missing if not pair <= set(row.items())]
+        rows.append({name: factors[name][i] for name, i in row.items()})
+    return rows
 
 
 @cache

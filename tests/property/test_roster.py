@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+import os
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -11,13 +12,21 @@ from torch import Tensor
 
 from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families import CLASSICAL, ROSTER, build
-from solverdistill.families.base import Family, Params, Timeline
+from solverdistill.families.base import Family, History, Params, State, Timeline
+from solverdistill.families.classical.adams import IPNDM
+from solverdistill.families.learned.learned_times import learned_grid, raw_steps, to_regular
+from solverdistill.families.ode import Slope
+from solverdistill.families.registry import find_family
 from solverdistill.noise.grids import Grid
+from solverdistill.noise.levels import Level, float64
 from solverdistill.programs.playing import sample
 from solverdistill.programs.program import SolverProgram
 from solverdistill.programs.tracing import Trace
 from solverdistill.teachers.mixture import toy_mixture
+from tests.helpers import SHIPPED, all_pairs
 
+# The families of the package, and those outside it whose dotted names the environment lists.
+NAMES = [*ROSTER, *os.environ.get("SOLVERDISTILL_TEST_FAMILIES", "").split()]
 STEPS = 5
 GRIDS = {
     "edm": Grid(steps=STEPS),
@@ -51,16 +60,36 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 MULTISTEP = ("dpmpp", "unipc", "deis", "ipndm", "ipndm_v")
-NO_ZERO = ("epd", "epd_ipndm")  # divide by their learned noise levels
-NO_ZERO_ON = (("ld3", "edm"),)  # learns log-SNR there
-NO_STEPS = ("corrected",)  # corrects the table of the whole solver
-CASES = [(name, options) for name in ROSTER for options in ({}, *VARIANTS.get(name, []))]
-CASES += [(name, {"afs": True}) for name in ROSTER if "afs" in ROSTER[name].__dataclass_fields__]
-CASES += [(name, {"denoise_to_zero": True}) for name in ROSTER]
-IDS = ["-".join([name, *(f"{key}={value}" for key, value in options.items())]) for name, options in CASES]
+NO_ZERO = {"epd": (*GRIDS,), "epd_ipndm": (*GRIDS,), "ld3": ("edm",)}  # divide by learned levels, or learn log-SNR
+
+
+def with_afs(name: str) -> bool:
+    return "afs" in getattr(find_family(name), "__dataclass_fields__", ())
+
+
+def switches(name: str) -> dict[str, list[dict[str, Any]]]:
+    """Options of a family, as factors of which one value each makes a case."""
+    factors = {"variant": [{}, *VARIANTS.get(name, [])], "zero": [{}, {"denoise_to_zero": True}]}
+    return {**factors, "afs": [{}, {"afs": True}]} if with_afs(name) else factors
+
+
+def label(name: str, options: dict[str, Any]) -> str:
+    return "-".join([name, *(f"{key}={value}" for key, value in options.items())])
+
+
+CASES = [(name, options) for name in NAMES for options in ({}, *VARIANTS.get(name, []))]
+CASES += [(name, {"afs": True}) for name in NAMES if with_afs(name)]
+CASES += [(name, {"denoise_to_zero": True}) for name in NAMES]
+# To clean data at few steps: every option with every path and number of steps, and with every other option.
+SHORT_CASES = [
+    (name, {**row["variant"], **row["zero"], **row.get("afs", {})}, row["steps"], row["path"])
+    for name in NAMES
+    for row in all_pairs(**switches(name), path=[*GRIDS], steps=[1, 2, 3])
+]
+SHORT_IDS = [f"{label(name, options)}-{steps}-{path}" for name, options, steps, path in SHORT_CASES]
 
 everywhere = pytest.mark.parametrize("path", GRIDS)
-every_family = pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
+every_family = pytest.mark.parametrize(("name", "options"), CASES, ids=[label(*case) for case in CASES])
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -95,7 +124,7 @@ def test_eager_equals_traced(name: str, options: dict[str, Any], path: str) -> N
     torch.testing.assert_close(sample(program, denoiser, z), traced[-1])
 
 
-@pytest.mark.parametrize("name", ROSTER)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_eager_solve_keeps_the_dtype_of_the_noise(name: str) -> None:
     family, z = build(name, GRIDS["edm"]), noise()
     single = list(family.solve(toy_mixture(), z.float(), family.init(0)))[-1]
@@ -138,10 +167,12 @@ def test_the_chain_of_step_programs_is_the_program(name: str, options: dict[str,
     params, z, denoiser = random_params(family), noise(), toy_mixture()
     whole = sample(family.program(params), denoiser, z, readouts=True)
     inputs = (z * family.initial_scale(family.prepare(params)),)
-    if name in NO_STEPS:
-        for play in (lambda: family.step_program(1, params), lambda: family.solve_step(0, z, (), denoiser, params)):
-            with pytest.raises(ValueError, match="no steps of its own"):
-                play()
+    try:
+        family.step_program(0, params)
+    except ValueError as error:  # corrects the table of the whole solver
+        assert "no steps of its own" in str(error) and name not in SHIPPED - {"corrected"}
+        with pytest.raises(ValueError, match="no steps of its own"):
+            family.solve_step(0, z, (), denoiser, params)
         return
     for i in range(STEPS):
         program = family.step_program(i, params)
@@ -166,19 +197,19 @@ def test_hyperparameters_make_the_same_family_again(name: str, options: dict[str
         )
 
 
-@everywhere
-@pytest.mark.parametrize("steps", [1, 2, 3])
-@every_family
+@pytest.mark.parametrize(("name", "options", "steps", "path"), SHORT_CASES, ids=SHORT_IDS)
 def test_rows_are_finite_to_clean_data_and_at_few_steps(
     name: str, options: dict[str, Any], steps: int, path: str
 ) -> None:
-    """Flow goes from pure noise, alpha = 0, to clean data, sigma = 0."""
+    """Flow goes from pure noise, alpha = 0, to clean data, sigma = 0; a family may refuse that in one sentence."""
     grid = torch.linspace(2.0 if path == "edm" else 1.0, 0.0, steps + 1)
-    if options.get("base", name) in NO_ZERO or (name, path) in NO_ZERO_ON:
-        with pytest.raises(ValueError, match="must end above 0"):
-            build(name, grid, path, **options)
+    refuses = any(path in NO_ZERO.get(key, ()) for key in (name, options.get("base", "")))
+    try:
+        family = build(name, grid, path, **options)
+    except ValueError as error:
+        assert "must end above 0" in str(error) and (refuses or name not in SHIPPED)
         return
-    family = build(name, grid, path, **options)
+    assert not refuses
     assert_finite(family.program(family.init(0)))
     assert sample(family.program(family.init(0)), toy_mixture(), noise()).isfinite().all()
 
@@ -270,8 +301,74 @@ def test_a_wrong_hyperparameter_is_refused(name: str, options: dict[str, Any], m
         build(name, GRIDS["edm"], **options)
 
 
+def ratios(levels: list[Level]) -> Tensor:
+    alpha, sigma = (torch.stack(values) for values in zip(*levels, strict=True))
+    return sigma.log() - alpha.log()
+
+
+def check_levels(family: Family) -> None:
+    """The declared levels are those of the states, and they move with the params if and only if the family says so.
+
+    A state between two steps is one that the network is asked about, so its signal-to-noise ratio is among those that
+    the steps themselves state; a family that moves its times and declares those of the fixed grid fails here.
+    """
+    params = random_params(family)
+    program, declared = family.program(params), family.prepared_levels(params)
+    torch.testing.assert_close(
+        torch.stack([torch.stack(level) for level in declared[1:]]), program.level[program.nfe :]
+    )
+    asked = ratios([Level(*level) for level in program.level[: program.nfe]])
+    for i, ratio in enumerate(ratios(declared[1 : family.steps]) if family.steps > 1 else (), start=1):
+        assert bool(((asked - ratio).abs() < 1e-9).any()), f"nothing is asked at the declared level of state {i}"
+    moved = ratios(declared[: family.steps]) - ratios(family.prepared_levels(family.init(0))[: family.steps])
+    assert bool((moved.abs() > 1e-9).any()) is family.learns_levels
+
+
 @everywhere
-def test_families_that_learn_noise_levels_say_so(path: str) -> None:
-    learning = {"bespoke_rk1", "bespoke_rk2", "bns", "corrected", "dss", "dyweight", "gas", "ld3", "s4s_alt"}
-    found = {name for name in ROSTER if build(name, replace(GRIDS[path], end=0.05), path).learns_levels}
-    assert found == learning
+@every_family
+def test_declared_levels_are_those_of_the_states(name: str, options: dict[str, Any], path: str) -> None:
+    check_levels(build(name, replace(GRIDS[path], start=0.9 * GRIDS[path].start), path, **options))
+
+
+class Hidden(NamedTuple):
+    """Learned times where nobody looks for them."""
+
+    times: Timeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved(IPNDM):
+    """Learned times, in the `Timeline` that `prepare` returns."""
+
+    name: ClassVar[str] = "moved"
+
+    def init(self, seed: int = 0) -> Params:
+        return {"raw_dt": raw_steps(to_regular(self.path, float64(self.grid)))}
+
+    def prepare(self, params: Params) -> Any:
+        return Timeline(self.path, learned_grid(self.path, self.grid, params["raw_dt"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetful(Moved):
+    """The same, hidden, and without `levels` of its own."""
+
+    name: ClassVar[str] = "forgetful"
+
+    def prepare(self, params: Params) -> Hidden:
+        return Hidden(super().prepare(params))
+
+    def update(self, i: int, y: State, history: History, slope: Slope, values: Hidden) -> tuple[State, History]:
+        return super().update(i, y, history, slope, values.times)
+
+
+@everywhere
+def test_levels_come_from_the_timeline_and_forgotten_ones_are_found(path: str) -> None:
+    grid = GRIDS[path].with_steps(4)
+    own = [
+        build(f"{__name__}.{cls.__name__}", replace(grid, start=0.9 * grid.start), path) for cls in (Moved, Forgetful)
+    ]
+    assert [family.learns_levels for family in own] == [True, False]
+    check_levels(own[0])
+    with pytest.raises(AssertionError, match="nothing is asked at the declared level of state 1"):
+        check_levels(own[1])

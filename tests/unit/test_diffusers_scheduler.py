@@ -19,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import solverdistill.consumers.diffusers as consumer
 from solverdistill import Grid, families, sample
 from solverdistill.consumers.diffusers import LearnedSolverScheduler
-from solverdistill.families import ROSTER
 from solverdistill.noise.paths import make_path
 from solverdistill.programs.program import SolverProgram
 from solverdistill.programs.solver_file import save_solver
 from solverdistill.teachers.own.conventions import Convention
 from solverdistill.teachers.own.teacher import OwnTeacher
 from tests.diffusers_networks import CONFIGS, AnalyticNetwork, NetworkDenoiser, assert_close_to_scale, run_loop
+from tests.helpers import SHIPPED
 
 DISCRETE = {"name": "discrete", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
 GRID = Grid(steps=4, start=40.0, end=0.03)
@@ -77,7 +77,7 @@ def test_devices_without_float64_can_play(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the solver asks for timestep", "ignore:this solver starts from")
-@pytest.mark.parametrize("name", sorted(set(ROSTER) - {"gas", "bns", "s4s", "s4s_alt"}))
+@pytest.mark.parametrize("name", sorted(SHIPPED - {"gas", "bns", "s4s", "s4s_alt"}))
 def test_a_restart_anywhere_is_exact_where_the_denoised_image_is_constant(name: str) -> None:
     """Every solver that is exact there, and EPD at its own levels, continues a noised image as if it had begun it."""
     program = make_program(name, **({"scale_dir": 0.0, "scale_time": 0.0} if "epd" in name else {}))
