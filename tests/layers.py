@@ -42,9 +42,6 @@ FRAMEWORKS: dict[str, tuple[str, ...]] = {
 }
 # Modules behind the facade's public names, loaded by everybody who plays a solver, load none of these at import.
 HEAVY = {*FRAMEWORKS, "wandb", "torchmetrics", "torchvision", "matplotlib", "safetensors", "scipy", "yaml", "rich"}
-# But what trains may, as installed by an extra, save for these.
-EXTRA = "training"
-NEVER = {*FRAMEWORKS, "wandb"}
 
 
 def find_modules(root: Path) -> dict[str, Path]:
@@ -183,11 +180,9 @@ def check(root: Path) -> list[str]:
         problems.append("circle: " + " <-> ".join(circle))
     # What the public names load: the modules behind them, which the facade names for type checkers and imports when
     # they are asked for.
-    trains = {name for name in edges[FACADE] if name.split(".")[0] == EXTRA}
-    for names, refused in ((edges[FACADE] - trains, HEAVY), (trains, NEVER)):
-        for module in sorted(find_loaded(names, eager)):
-            for name in sorted(heavy.get(module, set()) & refused):
-                problems.append(f"a public name of {PACKAGE} loads {name}, through {module or PACKAGE}")
+    for module in sorted(find_loaded(edges[FACADE], eager)):
+        for name in sorted(heavy.get(module, ())):
+            problems.append(f"a public name of {PACKAGE} loads {name}, through {module or PACKAGE}")
     loose = [name for name in modules if name and "." not in name and modules[name].name != "__init__.py"]
     for name in sorted(set(loose) - {"version", "__main__"}):
         problems.append(f"{PACKAGE}/{name}.py lies in the root; every module has a folder")

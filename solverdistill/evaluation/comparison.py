@@ -17,7 +17,6 @@ from solverdistill.evaluation.lower_starts import best_from_lower
 from solverdistill.evaluation.reports import figures
 from solverdistill.evaluation.reports.html_report import html_table
 from solverdistill.evaluation.reports.table_layout import Layout, by_role
-from solverdistill.evaluation.reports.terminal_table import terminal_table
 from solverdistill.evaluation.rows import Row
 from solverdistill.objectives import features
 from solverdistill.programs.program import SolverProgram
@@ -127,6 +126,8 @@ class Comparison(list[Row]):
 
     def __repr__(self) -> str:
         from rich.console import Console
+
+        from solverdistill.evaluation.reports.terminal_table import terminal_table
 
         screen = Console(file=io.StringIO(), width=120, highlight=False, force_jupyter=False)
         with screen.capture() as captured:

@@ -4,15 +4,15 @@ A state at a noise level is ``x = alpha * x_0 + sigma * n`` with ``n`` unit norm
 ``(alpha, sigma)``: nothing is singular at pure noise (alpha = 0) or at clean data (sigma = 0). A *path* is a curve of
 such pairs over its own unit ``s`` (decreasing ``s`` is decreasing noise):
 
-==========  =====================================================  ==========================
-path        alpha(s), sigma(s)                                      own unit s
-==========  =====================================================  ==========================
-edm         1, s                                                    sigma
-flow        1 - t, t  with  t = shift s / (1 + (shift - 1) s)       time, 1 = noise
-vp          exp(-B/2), sqrt(1 - exp(-B)), B = b0 s + (b1-b0) s^2/2  time, 1 = noise
-discrete    log alpha piecewise linear over (i + 1) / M             time, 1 = noise
-cosine      cos(pi s / 2), sin(pi s / 2)                            time, 1 = noise
-==========  =====================================================  ==========================
+========  ======================================================  ===============
+path      alpha(s), sigma(s)                                      own unit s
+========  ======================================================  ===============
+edm       1, s                                                    sigma
+flow      1 - t, t  with  t = shift s / (1 + (shift - 1) s)       time, 1 = noise
+vp        exp(-B/2), sqrt(1 - exp(-B)), B = b0 s + (b1-b0) s^2/2  time, 1 = noise
+discrete  log alpha piecewise linear over (i + 1) / M             time, 1 = noise
+cosine    cos(pi s / 2), sin(pi s / 2)                            time, 1 = noise
+========  ======================================================  ===============
 
 Every path also has *straight coordinates*: a scale c(s) and a clock u(s) in which the state y = x / c obeys
 ``dy/du = (y - denoised) / u``, so that one Euler step is DDIM. They are y = x / alpha, u = sigma / alpha (EDM

@@ -37,7 +37,7 @@ def log_mse(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
-    """sqrt(|a - b|^2 + c^2) - c with c = 0.00054 sqrt(dimension) per sample (Song, Dhariwal 2023, Eq. 8)."""
+    """``sqrt(|a - b|^2 + c^2) - c`` with c = 0.00054 sqrt(dimension) per sample (Song, Dhariwal 2023, Eq. 8)."""
     square = (a - b).flatten(1).pow(2)
     c = 0.00054 * square.shape[1] ** 0.5
     return (square.sum(1) + c**2).sqrt() - c

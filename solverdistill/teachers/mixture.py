@@ -19,7 +19,7 @@ class Mixture(Teacher):
     denoised = sum_k r_k (mu_k + alpha s_k^2 / V_k (x - alpha mu_k)). Computed in float64, returned in x's dtype.
 
     Args:
-        means: Component means. Shape: (components, *sample shape).
+        means: Component means. Shape: ``(components, *sample shape)``.
         weights: Component weights, positive; normalised here. Shape: (components,).
         stds: Component standard deviations. Shape: (components,).
         labels: Class of every component; a class label as `cond` then keeps the components of that class. Shape:

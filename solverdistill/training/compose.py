@@ -7,28 +7,18 @@ after `@`, `override /group: option`, and the `# @package` line. Tests hold it a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 Choice = str | Sequence[str]
+FLOAT = re.compile(
+    r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$"
+)
 PACKAGE_LINE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
 LEFT_OUT = ("hydra", "run_name", "output_dir", "ckpt_path")  # of train.yaml: what a command needs
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as omegaconf reads it: 1e-4 is a number, too."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$"),
-    list("-+0123456789."),
-)
 
 
 def compose(folder: Path, choices: Mapping[str, Choice]) -> dict[str, Any]:
@@ -113,4 +103,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 @cache
 def _parsed(path: Path) -> dict[str, Any]:
-    return yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}  # a SafeLoader
+    return _yaml_reader()(path.read_text(encoding="utf-8")) or {}
+
+
+@cache
+def _yaml_reader() -> Callable[[str], Any]:
+    """Reads YAML as omegaconf does, for which 1e-4 is a number, too."""
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise ImportError("configurations are read by pyyaml; pip install 'solverdistill[fit]'") from error
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+    return partial(yaml.load, Loader=Loader)

@@ -8,7 +8,7 @@ grid's clock values u_i and the clock v_i that the state is taken to have reache
     v_{i+1} = v_i + (u_{i+1} - v_i) sum_j w_ij                      u_{i+1} where the weights add up to 1
 
 so weights that do not add up to 1 move the noise levels as well, and the grid is learned through them. The last v is
-not used: the state after the last step counts as one at the end of the grid. v can cross 0, hence |.|.
+not used: the state after the last step counts as one at the end of the grid. v can cross 0, hence ``|.|``.
 
 On the edm path this is the paper's pixel and latent method. Its FLUX variant differs in what a shifted level does to
 the slope: there the network's own output enters (`keep_output`), here the denoised image at the shifted level, which

@@ -168,7 +168,7 @@ def ddpm(
     variant: str | None = None,
     running: Switches = None,
 ) -> DiffusersTeacher:
-    """An unconditional U-Net on pixels (google/ddpm-*). Settings and errors: see `stable_diffusion`."""
+    """An unconditional U-Net on pixels (``google/ddpm-*``). Settings and errors: see `stable_diffusion`."""
     source = Source(weights, ("unet", "scheduler"), "unet", ("UNet2DModel",), weights_dtype, variant)
     config = source.model.config
     _refuse(config, "class_embed_type", "num_class_embeds")
