@@ -119,7 +119,7 @@ def test_two_processes_write_one_folder(launcher: str, site: Path, folder: Path)
 @pytest.mark.slow
 def test_a_submitit_sweep_trains_every_job(site: Path, folder: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    sweep = ["-m", "solver=epd,dss", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "solver.nfe=5,8"]
+    sweep = ["-m", "solver=epd,dss", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep", "solver.nfe=8"]
     run(site, folder, "-m", "solverdistill", "train", *TINY, *MINE, *sweep)
     found = sorted(path.parent.name.rsplit("-", 1)[0] for path in (folder / "sweep").glob("*/solver.json"))
-    assert found == [f"{solver}-mine-nfe{nfe}" for solver in ("dss", "epd") for nfe in (5, 8)]
+    assert found == ["dss-mine-nfe8", "epd-mine-nfe8"]
