@@ -52,8 +52,9 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")] == ["home/targets"]
 
     options = {"train_samples": wanted * CHUNK, "reference": Reference(rho=7.0)}
+    cache = str(tmp_path / "home" / "targets")
     teacher = toy_mixture()
-    cached = make_targets(TargetSettings(cache=str(tmp_path / "home" / "targets"), **options), "train", teacher, teacher)
+    cached = make_targets(TargetSettings(cache=cache, **options), "train", teacher, teacher)
     solved = make_targets(TargetSettings(**options), "train", teacher, teacher)
     assert torch.equal(cached.batch.end, solved.batch.end) and torch.equal(cached.batch.noise, solved.batch.noise)
     assert shards(tmp_path) == after
