@@ -22,11 +22,12 @@ import torch
 
 from solverdistill.support.files import write_atomically
 from solverdistill.support.progress import TargetProgress
+from solverdistill.training.config_files import find_configs
 
 from .families_figure import draw
 from .families_report import report
 from .records import CLASSICAL, Record, read_records, write_records
-from .setting import CONFIGS, Job, Setting
+from .setting import Job, Setting
 
 Plan = dict[int, dict[str, int]]  # wanted nfe -> student -> nfe that it can spend
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
     """The nfe at which every student runs for every wanted nfe."""
-    solvers = arguments.solvers or sorted(path.stem for path in (CONFIGS / "solver").glob("*.yaml"))
+    solvers = arguments.solvers or sorted(path.stem for path in (find_configs() / "solver").glob("*.yaml"))
     plan: Plan = {nfe: {} for nfe in sorted(set(arguments.nfe))}
     for solver in solvers:
         setting = Setting.of(job_of(arguments, solver, 1))

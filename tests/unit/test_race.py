@@ -26,7 +26,6 @@ from solverdistill.references.batch import Batch
 from solverdistill.references.solving import Reference
 from solverdistill.teachers.mixture import toy_mixture
 
-
 SETTINGS = RaceFit(first=16)  # of six numbers each
 
 
