@@ -39,7 +39,10 @@ FRAMEWORKS: dict[str, tuple[str, ...]] = {
     "omegaconf": ("training", "commands"),
     "diffusers": ("consumers.diffusers", "teachers.diffusers"),
     "transformers": ("teachers.diffusers",),
+    "huggingface_hub": ("consumers.hub", "teachers.diffusers"),
 }
+# Of these, what is imported where it is used, save for the modules named here: a class of that library is made there.
+LAZY: dict[str, tuple[str, ...]] = {"diffusers": ("consumers.diffusers",), "transformers": (), "huggingface_hub": ()}
 # Modules behind the facade's public names, loaded by everybody who plays a solver, load none of these at import.
 HEAVY = {*FRAMEWORKS, "wandb", "torchmetrics", "torchvision", "matplotlib", "safetensors", "scipy", "yaml", "rich"}
 
@@ -172,10 +175,12 @@ def check(root: Path) -> list[str]:
                 problems.append(f"{where}:{line} imports {target}, which lies above it")
             elif other == own and module.split(".")[0] != target.split(".")[0]:
                 problems.append(f"{where}:{line} imports {target}, a folder beside its own")
-        for line, name, _ in outside:
+        for line, name, now in outside:
             allowed = FRAMEWORKS.get(name)
             if allowed and not any(module == prefix or module.startswith(prefix + ".") for prefix in allowed):
                 problems.append(f"{where}:{line} imports {name}, which only {', '.join(allowed)} may")
+            elif now and name in LAZY and module not in LAZY[name]:
+                problems.append(f"{where}:{line} imports {name} at its top; import it where it is used")
     for circle in find_circles(edges):
         problems.append("circle: " + " <-> ".join(circle))
     # What the public names load: the modules behind them, which the facade names for type checkers and imports when

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from solverdistill import Grid, families, sample
+from solverdistill.commands.export import main
 from solverdistill.consumers.diffusers import LearnedSolverScheduler
 from solverdistill.consumers.diffusers_folder import STANDALONE, write_scheduler
 from solverdistill.programs.program import SolverProgram
@@ -283,7 +283,6 @@ def test_the_script_writes_a_scheduler_and_sigmas(
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(CONFIGS["epsilon"]))
 
-    main = runpy.run_path(str(ROOT / "scripts" / "export.py"))["main"]
     monkeypatch.chdir(tmp_path)
     main(["solver.json", "--sigmas", "--diffusers", "out", "--network", ".", "--standalone"])
     out, err = capsys.readouterr()

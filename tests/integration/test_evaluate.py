@@ -1,12 +1,9 @@
-"""The evaluation of solver files: its numbers against `compare`, its report, and the script as users run it."""
+"""The evaluation of solver files: its numbers against `compare`, its report, what it refuses."""
 
 from __future__ import annotations
 
 import csv
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,8 +23,8 @@ from solverdistill.evaluation.reports.table_layout import by_nfe
 from solverdistill.references.solving import Reference
 from solverdistill.references.targets import Source, TargetSettings, make_targets
 from solverdistill.teachers.mixture import Mixture
+from tests.commands import run_here
 
-ROOT = Path(__file__).parents[2]
 SAMPLES = 70
 REFERENCE = Reference(steps=12)
 
@@ -208,39 +205,7 @@ def test_a_solver_of_another_teacher_is_told(tmp_path: Path) -> None:
     assert labels == ["epd (a)", "epd (b)", "reference"]
 
 
-def run(home: Path, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=29741"]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "SOLVERDISTILL_HOME": str(home), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(ROOT / "scripts" / "evaluate.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=home, timeout=300, env=environment)
-
-
-@pytest.mark.slow
-def test_one_and_two_processes_write_the_same_numbers(tmp_path: Path) -> None:
-    file = save(tmp_path / "a")
-    common = ["model=digits_kde", f"solvers=[{file}]", "baselines=[dpmpp]", "nfe=[3]", "samples=60", "batch_size=16"]
-    common += ["targets.reference.steps=10", "grid_samples=2"]
-    rows = []
-    for processes in (1, 2):
-        output = f"hydra.run.dir={tmp_path}/out{processes}/${{now:%f}}"
-        result = run(tmp_path, *common, output, processes=processes)
-        assert result.returncode == 0, result.stderr
-        (folder,) = (tmp_path / f"out{processes}").iterdir()
-        assert {"report.html", "metrics.csv", "metrics.md", "figures"} <= {path.name for path in folder.iterdir()}
-        with open(folder / "metrics.csv", newline="") as stream:
-            rows.append(list(csv.DictReader(stream)))
-        assert result.stdout.count("FD(digits classifier)") == 1
-    for one, two in zip(*rows, strict=True):
-        for name in set(one) - {"label", "kind", "seconds"}:
-            assert (one[name] == two[name]) or float(one[name]) == pytest.approx(float(two[name]), rel=1e-6), name
-    assert len(rows[0]) == 7
-
-
-@pytest.mark.slow
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    result = run(tmp_path, "model=mixture", "solvers=[none.json]", f"hydra.run.dir={tmp_path}/out")
-    assert result.returncode == 2 and not (tmp_path / "out").exists()
-    assert result.stderr.startswith("error: solver file none.json cannot be read") and result.stderr.count("\n") == 1
+    ran = run_here(tmp_path, "scripts/evaluate.py", "model=mixture", "solvers=[none.json]", "hydra.run.dir=out")
+    assert ran.returncode == 2 and not (tmp_path / "out").exists()
+    assert ran.stderr.startswith("error: solver file none.json cannot be read") and ran.stderr.count("\n") == 1

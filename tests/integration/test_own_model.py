@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from solverdistill import families, read_solver, sample
 from solverdistill.teachers.own.integer_times import snap_program
 from solverdistill.teachers.own.load import load_own
 from solverdistill.training.run import train
+from tests.commands import run_alone, run_here
 from tests.integration.test_docs import FEW_SAMPLES, TWO_STEPS, fences
 from tests.integration.test_train import composed
 
@@ -45,12 +44,6 @@ def load_table() -> Table:
     torch.manual_seed(0)
     LOADED.append(Table())
     return LOADED[-1]
-
-
-def environment(folder: Path) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    home = str(folder / "home")
-    return {**os.environ, "PYTHONPATH": path, "SOLVERDISTILL_HOME": home, "OMP_NUM_THREADS": "1"}
 
 
 def test_what_is_trained_with_integer_times_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,12 +97,10 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(teacher(names["x"], names["alpha"], names["sigma"]), denoised)
 
     check, distil = (line.split() for line in fences(PAGE, "sh")[0].splitlines())
-    command = [sys.executable, str(ROOT / check[1]), *check[2:]]
-    checked = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=200)
+    checked = run_here(tmp_path, *check[1:])
     assert checked.returncode == 1, checked.stderr  # random weights denoise nothing
     assert "wrong: " in checked.stdout and "Error over noise levels" in checked.stdout
-    command = [sys.executable, str(ROOT / distil[1]), *distil[2:], "hydra.run.dir=run", *TWO_STEPS, *FEW_SAMPLES]
-    trained = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=200)
+    trained = run_alone(tmp_path, *distil[1:], "hydra.run.dir=run", *TWO_STEPS, *FEW_SAMPLES)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     teacher = read_solver(tmp_path / "run" / "solver.json").provenance["teacher"]
     assert teacher["name"] == "my_package.load" and teacher["path"]["name"] == "vp"
@@ -128,15 +119,13 @@ def test_the_yaml_of_the_page_composes_to_the_same_settings() -> None:
 
 @pytest.mark.slow
 def test_the_check_is_a_command(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "check_teacher.py"), "model=mixture", "+check.samples=8"]
-    run = subprocess.run(command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    assert run.returncode == 0, run.stderr
-    assert "mixture: nothing is wrong" in run.stdout
+    script = "scripts/check_teacher.py"
+    ran = run_alone(tmp_path, script, "model=mixture", "+check.samples=8")
+    assert ran.returncode == 0, ran.stderr
+    assert "mixture: nothing is wrong" in ran.stdout
     for more, sentence in (
         ("+check.sample=8", "error: check.sample is unknown; known: data, labels, samples, seed, device"),
         ("+check.data=none.npy", "error: samples none.npy do not exist"),
     ):
-        run = subprocess.run(
-            [*command[:-1], more], env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=200
-        )
-        assert run.returncode == 2 and run.stderr.strip() == sentence
+        ran = run_here(tmp_path, script, "model=mixture", more)
+        assert ran.returncode == 2 and ran.stderr.strip() == sentence

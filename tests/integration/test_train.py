@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from solverdistill.references.solving import Reference
 from solverdistill.teachers.mixture import toy_mixture
 from solverdistill.training.descent import make_optimizer
 from solverdistill.training.run import train
+from tests.commands import run_alone, run_here
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -307,7 +306,7 @@ def test_params_can_have_learning_rates_of_their_own() -> None:
 
 
 def test_checkpoint_leaves_the_teacher_out(tmp_path: Path) -> None:
-    train(composed(tmp_path / "run", "model=edm_digits"))
+    train(composed(tmp_path / "run", "model=edm_digits", "targets.reference.steps=6"))
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
     assert all(key.startswith("params.") for key in checkpoint["state_dict"])
@@ -323,14 +322,13 @@ def test_the_comparison_writes_its_files(tmp_path: Path) -> None:
     assert any(line.startswith("epd,student,5,3,") for line in lines)
 
 
-def run_command(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    output = [f"hydra.run.dir={tmp_path}/out/run", *TINY, *two_steps("gradient")]
+def command(tmp_path: Path, *overrides: str) -> list[str]:
+    """A small run of train.py; an override given twice counts as given here."""
     given = {override.split("=")[0] for override in overrides}
-    command = [sys.executable, "train.py", "model=mixture", *[o for o in output if o.split("=")[0] not in given]]
-    return subprocess.run([*command, *overrides], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    output = [f"hydra.run.dir={tmp_path}/out/run", *TINY, *two_steps("gradient")]
+    return ["train.py", "model=mixture", *[o for o in output if o.split("=")[0] not in given], *overrides]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -339,11 +337,12 @@ def run_command(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess[
         ("fit.gradient.batch_size=abc", "batch_size of GradientFit must be an integer, not 'abc'"),
         ("solver.nfe=7", "epd cannot spend exactly nfe=7 evaluations; the nearest it can reach: 5 and 8"),
         ("ckpt_path=missing.ckpt", "checkpoint missing.ckpt (ckpt_path) does not exist"),
-        ("hydra.run.dir=train.py/inside", "train.py/inside"),
+        (f"hydra.run.dir={ROOT}/train.py/inside", "train.py/inside"),
     ],
 )
 def test_mistakes_are_one_sentence(override: str, sentence: str, tmp_path: Path) -> None:
-    result = run_command(tmp_path, override)
+    run = run_alone if override.startswith("solver.nfe=") else run_here
+    result = run(tmp_path, *command(tmp_path, override))
     assert result.returncode == 2, result.stderr
     errors = [line for line in result.stderr.split("\n") if line.strip()]
     assert len(errors) == 1 and errors[0].startswith("error: ") and sentence in errors[0], result.stderr
@@ -352,6 +351,6 @@ def test_mistakes_are_one_sentence(override: str, sentence: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_command_works_as_typed(tmp_path: Path) -> None:
-    result = run_command(tmp_path)
+    result = run_alone(tmp_path, *command(tmp_path))
     assert result.returncode == 0, result.stderr
     assert load_solver(tmp_path / "out" / "run" / "solver.json").nfe == 5

@@ -158,28 +158,6 @@ def test_a_few_iterations_lower_the_held_out_error(
 
 
 @pytest.mark.slow
-def test_it_beats_adam_at_the_same_number_of_network_evaluations() -> None:
-    """A training step of Adam counts as twice its forward evaluations; this learning rate was the best of three."""
-    family, denoiser = build("corrected", Grid("polynomial", 5), base="unipc", order=3), toy_mixture()
-    torch.manual_seed(0)
-    train, held_out, size = of_mixture(256), of_mixture(256), 32
-    settings = GaussNewtonFit(iterations=16, batch_size=128, patience=5, jacobian="exact")
-    _, report = fit_gauss_newton(family, denoiser, train, held_out, settings)
-    steps = report.evaluations // (2 * family.nfe * size)
-    params = {name: value.requires_grad_() for name, value in family.init(0).items()}
-    optimizer = torch.optim.Adam(params.values(), lr=2e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        part = take(train, torch.arange(step * size, (step + 1) * size) % 256)
-        optimizer.zero_grad()
-        rmse(sample(family.program(params), denoiser, part.noise), part.end).mean().backward()
-        optimizer.step()
-        schedule.step()
-    adam = error_of(family, params, denoiser, held_out)
-    assert steps > 1000 and report.rmse < 0.8 * adam and adam < 0.1 * report.history[0].rmse
-
-
-@pytest.mark.slow
 def test_a_network_in_single_precision_is_fitted_in_forward_mode() -> None:
     teacher = edm_digits()
     train, held_out = (solved(teacher, *seeded_noise(range(start, start + 24), teacher)) for start in (0, 1000))

@@ -71,6 +71,18 @@ def test_an_import_against_the_rules_is_found(tmp_path: Path, module: str, line:
     assert number == str(where.count("\n") + 1)
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("teachers.diffusers", "diffusers"), ("teachers.diffusers", "transformers"), ("consumers.hub", "huggingface_hub")],
+)
+def test_a_library_that_is_imported_before_it_is_used_is_found(tmp_path: Path, module: str, name: str) -> None:
+    for where in (LAZY, TYPES):
+        assert plant(tmp_path, {module: where.format(f"import {name}")}) == []
+    for line in (f"import {name}", f"try:\n    from {name} import it\nexcept ImportError:\n    it = None"):
+        (found,) = plant(tmp_path, {module: line})
+        assert found.endswith(f" imports {name} at its top; import it where it is used")
+
+
 @pytest.mark.parametrize("first", ["{}", LAZY, TYPES], ids=["top", "lazy", "types"])
 @pytest.mark.parametrize("second", ["{}", LAZY, TYPES], ids=["top", "lazy", "types"])
 def test_a_circle_is_found_however_its_imports_stand(tmp_path: Path, first: str, second: str) -> None:
@@ -89,14 +101,10 @@ def test_a_circle_through_the_folder_itself_is_found(tmp_path: Path) -> None:
     assert found == ["circle: families <-> families.own"]
 
 
-def test_what_public_names_load_is_light_and_what_trains_loads_no_framework(tmp_path: Path) -> None:
+def test_what_public_names_load_is_light(tmp_path: Path) -> None:
     assert plant(tmp_path, {"support.files": LAZY.format("import scipy")}) == []
     found = plant(tmp_path, {"support.files": "import scipy.linalg"})
     assert found == ["a public name of solverdistill loads scipy, through support.files"]
-    trains = {"__init__": TYPES.format("from solverdistill.training.run import run")}
-    assert plant(tmp_path, {**trains, "training.run": "import yaml"}) == []
-    found = plant(tmp_path, {**trains, "training.run": "import yaml, hydra"})
-    assert found == ["a public name of solverdistill loads hydra, through training.run"]
 
 
 def test_a_module_in_the_root_is_found(tmp_path: Path) -> None:

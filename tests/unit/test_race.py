@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from solverdistill.families.learned.epd import EPD
 from solverdistill.families.student import Student
 from solverdistill.fits.race.entrants import entrants, from_lower
 from solverdistill.fits.race.fit import RaceFit, run_race
+from solverdistill.fits.report import FitReport
 from solverdistill.noise.grids import Grid
 from solverdistill.noise.paths import VP
 from solverdistill.objectives.distances import rmse
@@ -24,15 +26,29 @@ from solverdistill.references.batch import Batch
 from solverdistill.references.solving import Reference
 from solverdistill.teachers.mixture import toy_mixture
 
+SETTINGS = RaceFit(first=16)  # of six numbers each
 
-def solved(count: int) -> Batch:
-    noise = torch.randn(count, 6, dtype=torch.float64)
+
+def solved(count: int, generator: torch.Generator | None = None) -> Batch:
+    noise = torch.randn(count, 6, dtype=torch.float64, generator=generator)
     reference = Reference(steps=30).solve(toy_mixture(), toy_mixture(), noise)
     return Batch(noise, noise[None][:0], reference.end(), None, reference)
 
 
 def student(name: str = "corrected", nfe: int = 4, **options: object) -> Student:
     return Student.build(name, nfe, Grid("polynomial", rho=7.0), "edm", options)
+
+
+@cache
+def batch_of_all() -> Batch:
+    """Samples that the races of several tests share, with the races."""
+    return solved(64, torch.Generator().manual_seed(0))
+
+
+@cache
+def raced(name: str, nfe: int, settings: RaceFit = SETTINGS, **options: object) -> tuple[Student, Params, FitReport]:
+    """What `run_race` makes of a student on those samples; made once, for all tests that look at it."""
+    return run_race(student(name, nfe, **options), toy_mixture(), batch_of_all(), batch_of_all(), settings)
 
 
 def start_error(student: Student, batch: Batch, params: Params | None = None) -> float:
@@ -56,8 +72,8 @@ def test_every_base_starts_on_every_grid_once_and_at_the_same_cost() -> None:
 def test_the_winner_has_the_smallest_error_of_the_finalists_and_no_more_than_the_configured_start(
     name: str, nfe: int
 ) -> None:
-    batch, configured = solved(64), student(name, nfe)
-    winner, params, report = run_race(configured, toy_mixture(), batch, batch)
+    batch, configured = batch_of_all(), student(name, nfe)
+    winner, params, report = raced(name, nfe)
     assert report.history[0].rmse == pytest.approx(start_error(configured, batch))
     assert report.rmse == pytest.approx(start_error(winner, batch, params)) and report.rmse <= report.history[0].rmse
     assert "won over" in report.note and winner.family.nfe == nfe
@@ -77,21 +93,18 @@ def test_drawn_params_race_against_the_quadrature_on_every_grid() -> None:
 
 
 def test_rows_that_are_linear_race_after_least_squares() -> None:
-    batch, configured, settings = solved(64), student("corrected", 4), RaceFit(first=16)  # of six numbers each
-    without = replace(settings, least_squares=False)
-    plain, _, before = run_race(configured, toy_mixture(), batch, batch, without)
-    winner, params, after = run_race(configured, toy_mixture(), batch, batch, settings)
+    plain, _, before = raced("corrected", 4, replace(SETTINGS, least_squares=False))
+    winner, params, after = raced("corrected", 4)
     assert "least squares" not in before.note and "+ least squares won over" in after.note
     assert after.rmse < 0.8 * before.rmse
     assert bool((params["correction_denoised"] != 0).any()) and bool((params["raw_dt"] == 0).all())
-    alone = run_race(configured, toy_mixture(), batch)  # without trajectories nothing is fitted
+    alone = run_race(student("corrected", 4), toy_mixture(), batch_of_all())  # without trajectories nothing is fitted
     assert "least squares" not in alone[2].note and plain.family.nfe == winner.family.nfe == 4
 
 
 def test_parallel_points_race_after_a_search_of_points() -> None:
-    batch, configured = solved(64), student("epd", 6, learn_times=True)
-    _, _, before = run_race(configured, toy_mixture(), batch, batch, RaceFit(least_squares=False))
-    winner, params, after = run_race(configured, toy_mixture(), batch, batch)
+    _, _, before = raced("epd", 6, RaceFit(least_squares=False), learn_times=True)
+    winner, params, after = raced("epd", 6, RaceFit(), learn_times=True)
     assert "point search" not in before.note and "+ point search won over" in after.note
     assert after.rmse < 0.7 * before.rmse and after.history[0].rmse == before.history[0].rmse
     assert not torch.equal(params["r_params"], winner.family.init(0)["r_params"])
@@ -99,12 +112,11 @@ def test_parallel_points_race_after_a_search_of_points() -> None:
 
 
 def test_the_note_says_by_how_much_the_winner_won() -> None:
-    batch = solved(64)
-    winner, params, report = run_race(student(), toy_mixture(), batch, batch)
+    winner, params, report = raced("corrected", 4)
     said = re.fullmatch(r"(.+) won over (\d+) others; on 64 samples (\S+), next (.+) with (\S+)", report.note)
     assert said is not None and said[1] != said[4] and float(said[3]) <= float(said[5])
-    assert start_error(winner, batch, params) == pytest.approx(float(said[3]), abs=1e-4)
-    grids = len(list(entrants(student(), batch.reference, starts=False)))
+    assert start_error(winner, batch_of_all(), params) == pytest.approx(float(said[3]), abs=1e-4)
+    grids = len(list(entrants(student(), batch_of_all().reference, starts=False)))
     assert grids - 1 < int(said[2]) <= grids - 1 + 4 * 3 + 2  # the best four from three lower levels, the best from two
 
 
@@ -119,11 +131,11 @@ def test_a_configured_start_that_is_best_stays() -> None:
 
 def test_it_is_deterministic_and_counts_its_evaluations() -> None:
     batch, counted = solved(32), Counted(toy_mixture())
-    settings = RaceFit(first=4, survivors=3, lower_starts=False)
+    settings = RaceFit(first=4, survivors=3, starts=False, lower_starts=False)
     first, _, report = run_race(student(), counted, batch, settings=settings)
     again, _, _ = run_race(student(), toy_mixture(), batch, settings=settings)
     assert first == again and counted.images == report.evaluations
-    field = len(list(entrants(student())))
+    field = len(list(entrants(student(), starts=False)))
     assert counted.images == 4 * (4 * field + 16 * 3 + 32 * 2 + 32 * 2)  # the winner and the configured start on all
     for fitted in (student(), student("epd", 6, init_from="quadrature")):
         counted.images = 0
@@ -177,15 +189,13 @@ def test_settings_are_checked() -> None:
 
 @pytest.mark.parametrize(("name", "nfe", "gain"), [("corrected", 4, 0.8), ("epd", 6, 1.0), ("bns", 4, 0.9)])
 def test_a_student_that_takes_its_noise_for_a_state_further_down_ends_nearer(name: str, nfe: int, gain: float) -> None:
-    batch, configured, settings = solved(64), student(name, nfe), RaceFit(first=16)
-    without = replace(settings, lower_starts=False)
-    above, _, before = run_race(configured, toy_mixture(), batch, batch, without)
-    below, params, after = run_race(configured, toy_mixture(), batch, batch, settings)
+    above, _, before = raced(name, nfe, replace(SETTINGS, lower_starts=False))
+    below, params, after = raced(name, nfe)
     assert after.rmse < gain * before.rmse and " from " in after.note and " from " not in before.note
     assert above.family.grid[0] == pytest.approx(80.0) and below.family.grid[0] < 40
     assert below.family.grid[-1] == pytest.approx(0.002) and below.family.nfe == nfe
     assert below.rule is not None and below.rule.start == below.family.grid[0]
-    assert after.rmse == pytest.approx(start_error(below, batch, params))
+    assert after.rmse == pytest.approx(start_error(below, batch_of_all(), params))
 
 
 def test_lower_starts_are_named_by_their_noise_level_and_never_begin_above_the_configured_one() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,9 @@ from solverdistill.denoisers.guidance import make_guided
 from solverdistill.denoisers.wrappers import Guided
 from solverdistill.evaluation.sampling import SamplingPlan, contact_sheet, draw, parse_seeds, save_images
 from solverdistill.teachers.mixture import Mixture, toy_mixture
+from tests.commands import run_alone, run_here
 
+SCRIPT, OUT = "scripts/sample.py", "hydra.run.dir=out"
 PROGRAM = families.build("ipndm", Grid(steps=3)).program()
 
 
@@ -107,26 +106,15 @@ def test_what_cannot_be_sampled_is_refused() -> None:
             SamplingPlan(**options)
 
 
-def run_script(folder: Path, *arguments: str) -> str:
-    """Run scripts/sample.py as users do, into `folder`/out; what it printed."""
-    root = Path(__file__).parents[2]
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(root / "scripts" / "sample.py"), *arguments, f"hydra.run.dir={folder}/out"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 @pytest.mark.slow
 def test_the_script_writes_the_folder(tmp_path: Path) -> None:
     file = save_solver(tmp_path / "solver.json", PROGRAM)
-    printed = run_script(tmp_path, "model=digits_kde", f"solver_file={file}", "seeds=0-2", "classes=[1]")
+    ran = run_alone(tmp_path, SCRIPT, "model=digits_kde", f"solver_file={file}", "seeds=0-2", "classes=[1]", OUT)
+    assert ran.returncode == 0, ran.stderr
     assert len(list((tmp_path / "out" / "images").glob("class0001-seed*.png"))) == 3
-    assert "3 images, nfe 3, depth 3: grid.png and images/ are in" in printed
+    assert "3 images, nfe 3, depth 3: grid.png and images/ are in" in ran.stdout
 
 
-@pytest.mark.slow
 def test_every_prompt_is_played_with_every_seed(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     from PIL import Image
@@ -138,7 +126,9 @@ def test_every_prompt_is_played_with_every_seed(tmp_path: Path) -> None:
     program = families.build("euler", Grid("time_uniform", steps=2, start=1.0, end=1e-3), "vp").program()
     file = save_solver(tmp_path / "solver.json", program, provenance={"guidance": 2.0})
     prompts = 'prompts=["a fox", "a cat"]'
-    run_script(tmp_path, "model=sd15", f"model.weights={weights}", f"solver_file={file}", prompts, "seeds=0-2")
+    settings = ["model=sd15", f"model.weights={weights}", f"solver_file={file}", prompts, "seeds=0-2"]
+    ran = run_here(tmp_path, SCRIPT, *settings, OUT)
+    assert ran.returncode == 0, ran.stderr
     names = sorted(path.name for path in (tmp_path / "out" / "images").iterdir())
     assert names == [f"class{number:04d}-seed{seed:06d}.png" for number in range(2) for seed in range(3)]
     with Image.open(tmp_path / "out" / "images" / names[0]) as image:
