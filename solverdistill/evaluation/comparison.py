@@ -161,8 +161,8 @@ def compare_with_classical(
     lower = best_from_lower(*solvers, denoiser, noise, cond, end, *costs, batch_size)
     classical = [*classical_candidates(*solvers, *costs).candidates, *lower]
     extractor = features.for_teacher(teacher)
-    against = (extractor.module, extractor.real) if extractor else ()
-    rows = compare([student, *classical], denoiser, noise, cond, end, batch_size, *against)
+    network, real = (extractor.module, extractor.real) if extractor else (None, None)
+    rows = compare([student, *classical], denoiser, noise, cond, end, batch_size, network, real)
     equal = [row for row in rows if row.kind == "classical" and row.nfe == student.nfe]
     best = min(equal, key=lambda row: row.order).label if equal else None
     few = next((c for c in classical if (c.label, c.nfe) == (best, student.nfe)), None)

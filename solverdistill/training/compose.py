@@ -17,7 +17,7 @@ Choice = str | Sequence[str]
 FLOAT = re.compile(
     r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|Inf|INF))$"
 )
-PACKAGE_LINE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
+PACKAGE_LINE = re.compile(r"^#\s*@package\s+(\S+)")
 LEFT_OUT = ("hydra", "run_name", "output_dir", "ckpt_path")  # of train.yaml: what a command needs
 
 
@@ -76,8 +76,8 @@ def _overridden(folder: Path, chosen: Mapping[str, Choice]) -> dict[str, Choice]
 def _load(folder: Path, group: str, name: str, package: str | None = None) -> dict[str, Any]:
     """One option of a group at its place in the configuration."""
     path = _path(folder, group, name)
-    own = PACKAGE_LINE.search(path.read_text(encoding="utf-8").split("\n", 1)[0])
     if package is None:
+        own = PACKAGE_LINE.match(path.read_text(encoding="utf-8"))
         package = own.group(1) if own else group
     composed: dict[str, Any] = {}
     values = _read(path)

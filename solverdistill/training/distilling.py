@@ -66,8 +66,8 @@ def distill(
 
     Args:
         teacher: A name of configs/model, or a live teacher: of `wrap`, `load_teacher`, or a class of your own.
-        solver: A name of configs/solver, a mapping of settings with `name` among them, or a family on its grid; None
-            for the default of `train.py`.
+        solver: A name of configs/solver, the dotted name of a family of your own, a mapping of settings with `name`
+            among them, or a family on its grid; None for the default of `train.py`.
         nfe: Evaluations of the network per sample; None for the solver's default.
         guidance: Guidance scale; or a mapping of scale, interval and channels.
         fit: Fits in their order: a name, several, or a mapping from names to settings; None for the default.
@@ -114,33 +114,54 @@ def configure(
         groups: What was given for fit, objective, optimizer and targets.
     """
     folder = find_configs()
-    choices: dict[str, Choice] = {"model": teacher} if isinstance(teacher, str) else {}
+    choices, settings = divide(groups)
+    if isinstance(teacher, str):
+        choices["model"] = teacher
     name = solver.name if isinstance(solver, Family) else solver.get("name") if isinstance(solver, Mapping) else solver
     shipped = name in options_of(folder, "solver")
-    if name is not None and (shipped or isinstance(solver, str)):
+    if name is not None and (shipped or (isinstance(solver, str) and "." not in solver)):
         choices["solver"] = name
-    settings: dict[str, Settings] = {}
-    for group, value in groups.items():
-        if isinstance(value, Mapping) and group != "fit":
-            settings[group] = value
-        else:
-            choices[group] = list(value) if group == "fit" and not isinstance(value, str) else value
-    if isinstance(groups.get("fit"), Mapping):
-        settings["fit"] = {fit: own for fit, own in groups["fit"].items() if own}
     config = compose(folder, choices)
     for group, own in settings.items():
-        change(config[group], own, group)
+        change(config.get(group, {}), own, group)
     if isinstance(teacher, Teacher):
         config["model"] = teacher.description()
-    if isinstance(solver, Family):
-        config["solver"] = {**solver.hyperparameters(), "nfe": solver.nfe}
-    elif isinstance(solver, Mapping):
-        config["solver"] = merge(config["solver"] if shipped else {}, solver)
+    config["solver"] = solver_settings(solver, config["solver"], shipped)
     if nfe is not None:
         if isinstance(solver, Family) and solver.nfe != nfe:
             raise ValueError(f"the {solver.name} that was given spends {solver.nfe} evaluations, not nfe={nfe}")
         config["solver"]["nfe"] = nfe
     return config
+
+
+def divide(groups: Mapping[str, Any]) -> tuple[dict[str, Choice], dict[str, Settings]]:
+    """Which options of groups were chosen, and which of their settings differ."""
+    choices: dict[str, Choice] = {}
+    settings: dict[str, Settings] = {}
+    for group, value in groups.items():
+        if isinstance(value, str):
+            choices[group] = value
+        elif group == "fit":
+            choices["fit"] = list(value)
+            settings["fit"] = {fit: own for fit, own in value.items() if own} if isinstance(value, Mapping) else {}
+        else:
+            settings[group] = value
+    return choices, settings
+
+
+def solver_settings(solver: str | Settings | Family | None, composed: Settings, shipped: bool) -> dict[str, Any]:
+    """The settings of a solver.
+
+    Args:
+        solver: See `distill`.
+        composed: Settings of the solver's configuration, or of the default one.
+        shipped: Whether the solver has a configuration; of another one, grid, path and nfe are the default ones.
+    """
+    if isinstance(solver, Family):
+        return {**solver.hyperparameters(), "nfe": solver.nfe}
+    base = dict(composed) if shipped or solver is None else {key: composed[key] for key in ("nfe", "grid", "path")}
+    own = {"name": solver} if isinstance(solver, str) else solver or {}
+    return merge(base, {**own, "name": own.get("name", composed["name"])})
 
 
 def change(config: dict[str, Any], settings: Settings, where: str) -> None:

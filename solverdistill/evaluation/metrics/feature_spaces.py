@@ -46,8 +46,8 @@ class Features(nn.Module):
         training = self.network.training
         self.network.eval()
         try:
-            named = callable(extract) and not isinstance(extract, nn.Module)
-            features = extract(images) if named else self.network(images)
+            own = extract if callable(extract) and not isinstance(extract, nn.Module) else self.network
+            features = own(images)
         finally:
             self.network.train(training)
         assert isinstance(features, Tensor)

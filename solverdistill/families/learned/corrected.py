@@ -203,7 +203,7 @@ class Corrected(Family):
     def _traced(self) -> dict[tuple[tuple[float, ...], ...], SolverProgram]:
         return {}
 
-    @property
+    @cached_property
     def _table(self) -> SolverProgram:
         return self._template  # corrections leave the structure as it is
 

@@ -31,10 +31,10 @@ def check_first_call(teacher: OwnTeacher) -> None:
         UserWarning: no gradient reaches its input.
     """
     with torch.enable_grad():
-        x, *rest = _question(teacher, SHARES[0])
+        x, time, cond = _question(teacher, SHARES[0])
         x.requires_grad_()
-        output = _answer(teacher, x, *rest)
-        again = _answer(teacher, x.detach(), *rest)
+        output = _answer(teacher, x, time, cond)
+        again = _answer(teacher, x.detach(), time, cond)
     if not bool(output.isfinite().all()):
         raise ValueError(f"the network of {teacher.name} returns numbers that are not finite for noise")
     size = float(output.detach().double().abs().max())

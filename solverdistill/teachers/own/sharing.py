@@ -29,7 +29,8 @@ def _copied(module: nn.Module) -> nn.Module:
     shared: dict[int, Any] = {}
     for part in module.modules():
         for store in (part._parameters, part._buffers, vars(part)):
-            shared |= {id(value): _alias(value) for value in store.values() if type(value) in (nn.Parameter, Tensor)}
+            tensors: list[Any] = [value for value in store.values() if type(value) in (nn.Parameter, Tensor)]
+            shared |= {id(value): _alias(value) for value in tensors}
     try:
         return copy.deepcopy(module, shared).eval().requires_grad_(False)
     except Exception as error:
