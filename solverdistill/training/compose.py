@@ -76,16 +76,15 @@ def _overridden(folder: Path, chosen: Mapping[str, Choice]) -> dict[str, Choice]
 def _load(folder: Path, group: str, name: str, package: str | None = None) -> dict[str, Any]:
     """One option of a group at its place in the configuration."""
     path = _path(folder, group, name)
-    if package is None:
-        own = PACKAGE_LINE.match(path.read_text(encoding="utf-8"))
-        package = own.group(1) if own else group
+    own = PACKAGE_LINE.match(path.read_text(encoding="utf-8"))
+    at = package or (own.group(1) if own else group)
     composed: dict[str, Any] = {}
     values = _read(path)
     for entry in values.pop("defaults", ()):
         if isinstance(entry, str) and entry != "_self_":
             other, _, place = entry.partition("@")
-            merge(composed, _load(folder, group, other, package if not place or place == "_here_" else place))
-    for part in reversed([] if package == "_global_" else package.split(".")):
+            merge(composed, _load(folder, group, other, at if place in ("", "_here_") else place))
+    for part in reversed([] if at == "_global_" else at.split(".")):
         values = {part: values}
     return merge(composed, values)
 
