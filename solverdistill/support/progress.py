@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,10 +11,11 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """The terminal that a run prints to."""
+    """The terminal or notebook that a run prints to; bars move in a notebook where ipywidgets is installed."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    widgets = None if find_spec("ipywidgets") else False
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, force_jupyter=widgets)
 
 
 class TargetProgress:
