@@ -40,6 +40,7 @@ html_theme_options = {
     "top_of_page_buttons": ["view"],
 }
 
+SHAPE = re.compile(r", \*(\w+)\)")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 
 
@@ -65,6 +66,7 @@ def relink(text: str, page: Path) -> str:
 def read_source(app: Any, name: str, source: list[str]) -> None:
     """Correct the links of a page; the manual is README.md itself."""
     page = ROOT / "README.md" if name == README else Path(app.env.doc2path(name))
+    app.env.note_dependency(str(page))
     if page.suffix == ".md":
         text = page.read_text(encoding="utf-8")
         source[0] = relink(text.replace(f"# {project}\n", "# Manual\n", 1) if name == README else text, page)
@@ -73,13 +75,15 @@ def read_source(app: Any, name: str, source: list[str]) -> None:
 def read_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Say in reStructuredText what the package's docstrings mean.
 
-    An indented paragraph is code or an equation, and gets the `::` that marks one. Of a property, napoleon would take
-    what stands before a colon in the first line for its type; an empty line prevents it.
+    An indented paragraph is code or an equation, and gets the `::` that marks one. A shape (batch, *shape) begins no
+    emphasis. Of a property, napoleon would take what stands before a colon in the first line for its type; an empty
+    line prevents it.
     """
     for i in range(len(lines) - 1, 1, -1):
         before, gap, line = lines[i - 2 : i + 1]
         if line.startswith("    ") and not gap and before and not before.startswith(" ") and not before.endswith("::"):
             lines[i:i] = ["::", ""]
+    lines[:] = [line if "``" in line else SHAPE.sub(r", \\*\1)", line) for line in lines]
     if what in ("property", "attribute"):
         lines.insert(0, "")
 
