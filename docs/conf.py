@@ -45,7 +45,7 @@ LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 
 
 def relink(text: str, page: Path) -> str:
-    """Make links that are right on GitHub right on the site: what lies outside of docs/ is read on GitHub.
+    """Make links that are right on GitHub right on the site: what lies outside of docs/, and notebooks, is read on GitHub.
 
     Args:
         text: Markdown whose links start from the folder of `page`.
@@ -56,7 +56,8 @@ def relink(text: str, page: Path) -> str:
         wanted = (page.parent / found[1]).resolve()
         if wanted == ROOT / "README.md":
             return f"/{README}.md"
-        if wanted.is_relative_to(ROOT / "docs") or not wanted.exists():
+        on_site = wanted.is_relative_to(ROOT / "docs") and wanted.suffix != ".ipynb"
+        if on_site or not wanted.exists():
             return os.path.relpath(wanted, page.parent if page.parent != ROOT else ROOT / "docs")
         return f"{REPOSITORY}/{'tree' if wanted.is_dir() else 'blob'}/main/{wanted.relative_to(ROOT)}"
 
