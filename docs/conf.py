@@ -45,7 +45,7 @@ LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 
 
 def relink(text: str, page: Path) -> str:
-    """Make links that are right on GitHub right on the site: what lies outside of docs/, and notebooks, is read on GitHub.
+    """Make links that are right on GitHub right on the site; GitHub shows notebooks and what lies outside of docs/.
 
     Args:
         text: Markdown whose links start from the folder of `page`.
