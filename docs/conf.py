@@ -40,11 +40,12 @@ html_theme_options = {
     "top_of_page_buttons": ["view"],
 }
 
+SHAPE = re.compile(r", \*(\w+)\)")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 
 
 def relink(text: str, page: Path) -> str:
-    """Make links that are right on GitHub right on the site: what lies outside of docs/ is read on GitHub.
+    """Make links that are right on GitHub right on the site; GitHub shows notebooks and what lies outside of docs/.
 
     Args:
         text: Markdown whose links start from the folder of `page`.
@@ -55,7 +56,8 @@ def relink(text: str, page: Path) -> str:
         wanted = (page.parent / found[1]).resolve()
         if wanted == ROOT / "README.md":
             return f"/{README}.md"
-        if wanted.is_relative_to(ROOT / "docs") or not wanted.exists():
+        on_site = wanted.is_relative_to(ROOT / "docs") and wanted.suffix != ".ipynb"
+        if on_site or not wanted.exists():
             return os.path.relpath(wanted, page.parent if page.parent != ROOT else ROOT / "docs")
         return f"{REPOSITORY}/{'tree' if wanted.is_dir() else 'blob'}/main/{wanted.relative_to(ROOT)}"
 
@@ -65,6 +67,7 @@ def relink(text: str, page: Path) -> str:
 def read_source(app: Any, name: str, source: list[str]) -> None:
     """Correct the links of a page; the manual is README.md itself."""
     page = ROOT / "README.md" if name == README else Path(app.env.doc2path(name))
+    app.env.note_dependency(str(page))
     if page.suffix == ".md":
         text = page.read_text(encoding="utf-8")
         source[0] = relink(text.replace(f"# {project}\n", "# Manual\n", 1) if name == README else text, page)
@@ -73,13 +76,15 @@ def read_source(app: Any, name: str, source: list[str]) -> None:
 def read_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Say in reStructuredText what the package's docstrings mean.
 
-    An indented paragraph is code or an equation, and gets the `::` that marks one. Of a property, napoleon would take
-    what stands before a colon in the first line for its type; an empty line prevents it.
+    An indented paragraph is code or an equation, and gets the `::` that marks one. A shape (batch, *shape) begins no
+    emphasis. Of a property, napoleon would take what stands before a colon in the first line for its type; an empty
+    line prevents it.
     """
     for i in range(len(lines) - 1, 1, -1):
         before, gap, line = lines[i - 2 : i + 1]
         if line.startswith("    ") and not gap and before and not before.startswith(" ") and not before.endswith("::"):
             lines[i:i] = ["::", ""]
+    lines[:] = [line if "``" in line else SHAPE.sub(r", \\*\1)", line) for line in lines]
     if what in ("property", "attribute"):
         lines.insert(0, "")
 
