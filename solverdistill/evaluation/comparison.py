@@ -129,7 +129,7 @@ class Comparison(list[Row]):
 
         from solverdistill.evaluation.reports.terminal_table import terminal_table
 
-        screen = Console(file=io.StringIO(), width=120, highlight=False, force_jupyter=False)
+        screen = Console(file=io.StringIO(), width=120, highlight=False, force_jupyter=False, force_terminal=False)
         with screen.capture() as captured:
             screen.print(terminal_table(self.layout, self.names, plain=True))
         return captured.get().rstrip()
