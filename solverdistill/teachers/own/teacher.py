@@ -142,7 +142,7 @@ class OwnTeacher(Teacher):
         """What the network is called with, by position and by keyword, in the dtype of its own weights.
 
         Args:
-            x: States on the network's schedule. Shape: (batch, *shape).
+            x: States on the network's schedule. Shape: (batch, ...).
             time: What `times` gives. Shape: (batch,).
             cond: Labels or None. Shape: (batch,).
         """
