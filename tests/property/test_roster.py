@@ -145,6 +145,13 @@ def test_declared_nfe_and_depth_equal_the_counted_ones(name: str, options: dict[
     assert counted.calls == family.nfe
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_step_costs_an_evaluation(name: str) -> None:
+    """So that no two numbers of steps cost the same, and a student keeps its own on another grid."""
+    costs = [build(name, GRIDS["edm"].with_steps(steps)).nfe for steps in range(1, 5)]
+    assert sorted(set(costs)) == costs
+
+
 @pytest.mark.parametrize("name", MULTISTEP)
 @pytest.mark.parametrize("afs", [False, True])
 def test_a_multistep_family_spends_one_evaluation_per_step(name: str, afs: bool) -> None:

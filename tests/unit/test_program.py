@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from solverdistill import Grid, families
+from solverdistill.programs import program
 from solverdistill.programs.playing import Evaluation, repeat_cond, sample
 from solverdistill.programs.program import SolverProgram
 from solverdistill.teachers.mixture import toy_mixture
@@ -43,6 +44,16 @@ def two_row_program(**changes: object) -> SolverProgram:
         "level": torch.ones(3, 2, dtype=torch.float64),
     }
     return SolverProgram(**{**fields, **changes})
+
+
+def test_a_table_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is made, and not again where its values stay: gradients and device are no part of what is checked."""
+    made = two_row_program(B=torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.1, 0.2]], dtype=torch.float64).requires_grad_())
+    monkeypatch.setattr(program, "_find_problem", lambda table: pytest.fail("checked again"))
+    kept, moved = made.detach().to("cpu"), made.to("meta")
+    assert made.B.requires_grad and not kept.B.requires_grad and kept.stages == made.stages
+    assert all(torch.equal(getattr(kept, name), getattr(made, name)) for name in ("alpha", "sigma", "A", "B", "mask"))
+    assert {getattr(moved, name).device.type for name in ("alpha", "sigma", "A", "B", "mask", "level")} == {"meta"}
 
 
 def test_sample_follows_the_table() -> None:

@@ -22,6 +22,8 @@ from solverdistill.noise.grids import Grid
 from solverdistill.noise.paths import VP
 from solverdistill.objectives.distances import rmse
 from solverdistill.programs.playing import sample
+from solverdistill.programs.program import SolverProgram
+from solverdistill.programs.tracing import Trace
 from solverdistill.references.batch import Batch
 from solverdistill.references.solving import Reference
 from solverdistill.teachers.mixture import toy_mixture
@@ -66,6 +68,24 @@ def test_every_base_starts_on_every_grid_once_and_at_the_same_cost() -> None:
     assert "ipndm 3 on quadratic" in labels and any(label.startswith("ipndm 3 on GITS") for label in labels)
     alone = [entrant.label for entrant in entrants(student(), None, starts=False)]
     assert 4 < len(alone) < 10 and all("ipndm" not in label and "GITS" not in label for label in alone)
+
+
+def test_a_start_is_traced_twice_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for its cost, once for its table, which the rounds share."""
+    traced, program = list[Trace](), Trace.program
+
+    def counted(trace: Trace) -> SolverProgram:
+        traced.append(trace)
+        return program(trace)
+
+    for name in ("epd", "gas", "corrected"):
+        configured = student(name, 6)
+        with monkeypatch.context() as patch:
+            patch.setattr(Trace, "program", counted)
+            field = list(entrants(configured))
+            again = [entrant.program for entrant in field[1:]]
+        assert 5 < len(again) and len(traced) <= 2 * len(again), name
+        traced.clear()
 
 
 @pytest.mark.parametrize(("name", "nfe"), [("epd", 3), ("gas", 4), ("bns", 4), ("corrected", 4)])
