@@ -84,7 +84,7 @@ def test_a_start_is_traced_twice_at_most(monkeypatch: pytest.MonkeyPatch) -> Non
             patch.setattr(Trace, "program", counted)
             field = list(entrants(configured))
             again = [entrant.program for entrant in field[1:]]
-        assert 5 < len(again) and len(traced) <= 2 * len(again), name
+        assert 5 < len(again) and len(traced) <= 2 * len(again) + 2, name  # one grid is the configured one
         traced.clear()
 
 
