@@ -38,7 +38,10 @@ def start(folder: Path, script: str, *arguments: str, launcher: tuple[str, ...] 
 def run_alone(folder: Path, script: str, *arguments: str, launcher: tuple[str, ...] = ()) -> Ran:
     """Run a script of the repository in a process of its own, in `folder`."""
     process = start(folder, script, *arguments, launcher=launcher)
-    output, errors = process.communicate(timeout=400)
+    try:
+        output, errors = process.communicate(timeout=400)
+    finally:
+        process.terminate()  # where it hangs
     return Ran([script, *arguments], process.returncode, output, errors)
 
 
