@@ -40,8 +40,10 @@ def run_alone(folder: Path, script: str, *arguments: str, launcher: tuple[str, .
     process = start(folder, script, *arguments, launcher=launcher)
     try:
         output, errors = process.communicate(timeout=400)
-    finally:
-        process.terminate()  # where it hangs
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate()
+        raise
     return Ran([script, *arguments], process.returncode, output, errors)
 
 
