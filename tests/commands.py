@@ -38,7 +38,12 @@ def start(folder: Path, script: str, *arguments: str, launcher: tuple[str, ...] 
 def run_alone(folder: Path, script: str, *arguments: str, launcher: tuple[str, ...] = ()) -> Ran:
     """Run a script of the repository in a process of its own, in `folder`."""
     process = start(folder, script, *arguments, launcher=launcher)
-    output, errors = process.communicate(timeout=400)
+    try:
+        output, errors = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        process.communicate()
+        raise
     return Ran([script, *arguments], process.returncode, output, errors)
 
 

@@ -61,7 +61,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, settings in {**DESCENTS, **DIRECT}.items():
         jobs.append(["train.py", *settings, *TINY, *TWO, f"hydra.run.dir={home}/{name}2"])
     (home / "jobs.json").write_text(json.dumps(jobs))
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731")
     ran = run_alone(home, "tests/commands_in_turn.py", str(home), f"{home}/jobs.json", launcher=launcher)
     assert ran.returncode == 0, ran.stderr
     (home / "two.txt").write_text(ran.stdout)
