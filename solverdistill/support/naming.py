@@ -38,8 +38,14 @@ def _find(name: str) -> Any:
     """What stands in a module under the last parts of a name, the module's name being as long as can be."""
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module or "." not in module:
             raise
-        return getattr(_find(module), attribute)
+        found = _find(module)
+    if hasattr(found, attribute):
+        return getattr(found, attribute)
+    try:  # a module itself, or a name that has moved, which the import system knows
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise AttributeError(f"{module} has no {attribute}") from None

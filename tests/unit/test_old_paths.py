@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from typing import Any
 
 import hydra
 import pytest
 
+from solverdistill.support.instantiate import instantiate
 from solverdistill.support.old_paths import MOVED
 
 
@@ -51,9 +53,10 @@ def test_an_import_of_an_old_path_is_the_new_object(old: str) -> None:
         ),
     ],
 )
-def test_an_old_target_of_a_configuration_is_made(target: str, settings: dict[str, object]) -> None:
+@pytest.mark.parametrize("make", [instantiate, hydra.utils.instantiate])
+def test_an_old_target_of_a_configuration_is_made(make: Any, target: str, settings: dict[str, object]) -> None:
     with pytest.warns(FutureWarning, match="has moved to solverdistill"):
-        made = hydra.utils.instantiate({"_target_": target, **settings})
+        made = make({"_target_": target, **settings})
     assert type(made).__module__.startswith("solverdistill.")
     assert type(made).__name__ in (target.rpartition(".")[2], "OwnTeacher")
 
