@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solverdistill.families import build
 from solverdistill.families.base import Family, Params
-from solverdistill.fits.least_squares.row_fits import LeastSquaresFit, RowFit, fit_rows
+from solverdistill.fits.least_squares.row_fits import RowFit, RowSettings, fit_rows
 from solverdistill.noise.paths import Discrete
 from solverdistill.programs.playing import sample
 from solverdistill.references.batch import Batch
@@ -30,7 +30,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
 def refit(family: Family, **settings: Any) -> tuple[Params, list[RowFit]]:
     noise = golden("iia")["latents_fit"]
     batch = Batch(noise, noise[None][:0], noise)
-    return fit_rows(family, golden_denoiser(), batch, LeastSquaresFit(form="local", ridge=0.0, **settings))
+    return fit_rows(family, golden_denoiser(), batch, RowSettings(form="local", ridge=0.0, **settings))
 
 
 @pytest.mark.parametrize(("nodes", "fine"), CASES)

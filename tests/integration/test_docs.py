@@ -7,11 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+import solverdistill
 from solverdistill import Grid, families, load_solver, read_solver, sample, save_solver, zoo
 from solverdistill.commands.main import main
 from tests.helpers import SHIPPED
@@ -122,8 +124,18 @@ def test_the_readme_works_from_python(tmp_path: Path, monkeypatch: pytest.Monkey
     assert f"# {program.nfe} {program.depth}\n" in block  # the numbers that the page shows
 
 
+def test_the_one_call_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"train_samples": 8, "validation_samples": 4, "test_samples": 4, "cache": None}
+    monkeypatch.setattr(solverdistill, "distill", partial(solverdistill.distill, fit="least_squares", targets=few))
+    monkeypatch.chdir(tmp_path)
+    block = next(block for block in fences("README.md", "py") if "sd.distill" in block)
+    exec(compile(block, "README.md", "exec"), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["solver.json"]
+    assert load_solver("solver.json").nfe == 6
+
+
 def test_the_readme_works_in_diffusers_as_its_page_does() -> None:
-    (block,) = fences("README.md", "py")
+    block = next(block for block in fences("README.md", "py") if "LearnedSolverScheduler" in block)
     page = "".join(fences("docs/diffusers.md", "python"))
     for line in filter(None, block.splitlines()):
         assert line.replace(")", "").split(".images")[0] in page, line
