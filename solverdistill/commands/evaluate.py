@@ -48,12 +48,12 @@ def show(found: Any, output: Path, teacher: str) -> None:
     """Print the table and write the files."""
     from solverdistill.evaluation.reports.publishing import publish
     from solverdistill.evaluation.reports.table_layout import NARROW, by_nfe
-    from solverdistill.evaluation.reports.terminal_table import terminal_table
+    from solverdistill.evaluation.reports.terminal_table import print_table
     from solverdistill.support.progress import console
 
     screen = console()
     table = by_nfe([measured.row for measured in found.measured], NARROW)
-    screen.print(terminal_table(table, found.names, plain=not screen.is_terminal))
+    print_table(screen, table, found.names)
     for sentence in found.warnings:
         screen.print(f"note: {sentence}", soft_wrap=True)
     publish(found, output, f"Solvers for {teacher}")

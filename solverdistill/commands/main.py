@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from solverdistill.commands import COMMANDS
+from solverdistill.support.mistakes import say_and_exit
 from solverdistill.version import __version__
 
 
@@ -35,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     # Lightning starts the other processes of a run as `python -m <name of __main__>` with these arguments.
     sys.argv[1:] = rest
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:  # without the extra, a command cannot even be loaded
+        say_and_exit(error)
 
 
 def usage() -> str:

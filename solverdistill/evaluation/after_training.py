@@ -10,7 +10,7 @@ from solverdistill.denoisers.base import Teacher
 from solverdistill.evaluation.comparison import CURVE_NFE, CURVE_SAMPLES, Comparison, compare_with_classical
 from solverdistill.evaluation.reports import figures
 from solverdistill.evaluation.reports.table_files import write_csv, write_markdown
-from solverdistill.evaluation.reports.terminal_table import terminal_table
+from solverdistill.evaluation.reports.terminal_table import print_table
 from solverdistill.programs.program import SolverProgram
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import console
@@ -65,7 +65,7 @@ def compare_at_the_end(
     """
     found = compare_with_classical(label, program, teacher, denoiser, targets, settings.batch_size)
     screen, table = console(), found.layout
-    screen.print(terminal_table(table, found.names, plain=not screen.is_terminal))
+    print_table(screen, table, found.names)
     write_csv(output / "metrics.csv", found)
     write_markdown(output / "metrics.md", table, found.names, f"{label} for {teacher.name}", MEANING)
     folder = output / "figures"

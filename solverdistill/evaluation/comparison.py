@@ -127,11 +127,11 @@ class Comparison(list[Row]):
     def __repr__(self) -> str:
         from rich.console import Console
 
-        from solverdistill.evaluation.reports.terminal_table import terminal_table
+        from solverdistill.evaluation.reports.terminal_table import print_table
 
         screen = Console(file=io.StringIO(), width=120, highlight=False, force_jupyter=False, force_terminal=False)
         with screen.capture() as captured:
-            screen.print(terminal_table(self.layout, self.names, plain=True))
+            print_table(screen, self.layout, self.names)
         return captured.get().rstrip()
 
     def _repr_html_(self) -> str:

@@ -11,6 +11,14 @@ from typing import NoReturn
 
 # What hydra leaves in a run's folder before our code runs.
 LEFT_BY_HYDRA = {".hydra", "train.log"}
+# Packages of the extras that pyproject.toml lists, by their import names.
+EXTRAS = {
+    "fit": ("yaml", "torchmetrics", "safetensors", "torchdiffeq", "sklearn", "scipy", "matplotlib", "rich", "PIL"),
+    "train": ("lightning", "hydra", "omegaconf", "wandb", "cleanfid", "torchvision", "lion_pytorch"),
+    "diffusers": ("diffusers", "transformers", "accelerate"),
+    "hub": ("huggingface_hub",),
+}
+EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
 
 
 def say_and_exit(error: Exception, output_dir: str | None = None) -> NoReturn:
@@ -33,12 +41,15 @@ def say_and_exit(error: Exception, output_dir: str | None = None) -> NoReturn:
 def explain(error: BaseException) -> str | None:
     """Say in one sentence what a user can mend, or None where the exception is no user's mistake.
 
-    Covers settings (hydra, omegaconf, our own checks) and files. A ValueError or TypeError counts as a user's mistake
-    only where it was raised by this package's checks.
+    Covers settings (hydra, omegaconf, our own checks), files, and extras that are not installed. A ValueError or
+    TypeError counts as a user's mistake only where it was raised by this package's checks.
     """
     module = type(error).__module__.split(".")[0]
     if module in ("hydra", "omegaconf"):
         return _of_configuration(error)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRA_OF:
+        package = str(error.name).split(".")[0]
+        return f"{package} is not installed, which this needs; pip install 'solverdistill[{EXTRA_OF[package]}]'"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else _flat(str(error))
     if isinstance(error, (ValueError, TypeError, FileNotFoundError)) and _raised_here(error):

@@ -142,3 +142,19 @@ def test_a_mistake_found_by_a_command_is_a_sentence(module: str | None, sentence
     with pytest.raises(ValueError) as raised:
         exec("raise ValueError('a  mistake')", names)
     assert explain(raised.value) == sentence
+
+
+@pytest.mark.parametrize(("package", "extra"), [("diffusers", "diffusers"), ("hydra", "train"), ("yaml", "fit")])
+def test_an_extra_that_is_not_installed_is_named(package: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ModuleNotFoundError) as raised:
+        __import__(f"{package}.part")
+    said = f"{package} is not installed, which this needs; pip install 'solverdistill[{extra}]'"
+    assert explain(raised.value) == said
+
+
+def test_a_command_without_its_extra_says_so(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['hydra'] = None; from solverdistill.commands.main import main; main(['train'])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ran.returncode == 2
+    assert ran.stderr == "error: hydra is not installed, which this needs; pip install 'solverdistill[train]'\n"

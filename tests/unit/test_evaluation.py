@@ -27,8 +27,8 @@ from solverdistill.evaluation.metrics.frechet import frechet_distance
 from solverdistill.evaluation.metrics.paired_errors import PairedErrors, paired_errors
 from solverdistill.evaluation.reports import figures
 from solverdistill.evaluation.reports.table_files import write_csv, write_markdown
-from solverdistill.evaluation.reports.table_layout import by_role
-from solverdistill.evaluation.reports.terminal_table import terminal_table
+from solverdistill.evaluation.reports.table_layout import by_nfe, by_role
+from solverdistill.evaluation.reports.terminal_table import print_table, terminal_table
 from solverdistill.noise.paths import EDM, VP, Flow
 from solverdistill.programs.playing import sample
 from solverdistill.teachers.mixture import Mixture, toy_mixture
@@ -372,6 +372,15 @@ def test_terminal_table_fits_100_columns(comparison: dict[str, Any], terminal: b
     assert max(map(len, text.splitlines())) <= 100 and "…" not in text
     assert all(word in text for word in ("same depth", "DEIS-tAB3 quadratic", "[dB]", "[s]", "FD(DigitClassifier)"))
     assert ("*" in text) is not terminal and (text.isascii() or terminal)
+
+
+def test_outside_of_a_terminal_a_table_is_as_wide_as_it_needs() -> None:
+    console = Console(width=40, record=True, force_terminal=False, file=io.StringIO())
+    print_table(console, by_nfe(some_rows()), {"FD": "FD(toy)"})
+    text = console.export_text()
+    assert all(word in text for word in ("RMSE median", "time [s]", "0.1250")) and "…" not in text
+    lines = [line for line in text.splitlines() if line.startswith(("|", "+"))]
+    assert len({len(line) for line in lines}) == 1 and len(lines[0]) > 40
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

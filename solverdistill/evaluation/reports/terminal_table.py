@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,7 +14,23 @@ from solverdistill.evaluation.reports.table_layout import Cell, Layout, titles
 from solverdistill.evaluation.rows import REFERENCE
 
 LONGEST = 31  # line of a solver's name
+WIDEST = 400
 PAIRED = {"RMSE": "RMSE", "PSNR [dB]": "PSNR", "SSIM": "SSIM", "LPIPS": "LPIPS"}  # measured against the reference
+
+
+def print_table(screen: Console, layout: Layout, names: Mapping[str, str]) -> None:
+    """Print a comparison: in a terminal at its width, elsewhere plain and as wide as its longest line.
+
+    Args:
+        screen: Where it is printed.
+        layout: What it shows.
+        names: Full names of the measures "FD" and "KD".
+    """
+    table = terminal_table(layout, names, plain=not screen.is_terminal)
+    if not screen.is_terminal:
+        unlimited = screen.options.update(width=WIDEST)
+        screen.width = max(screen.width, screen.measure(table, options=unlimited).maximum)
+    screen.print(table)
 
 
 def terminal_table(layout: Layout, names: Mapping[str, str], plain: bool = False) -> Table:
