@@ -80,7 +80,10 @@ class Setting:
         with initialize_config_dir(str(find_configs()), version_base="1.3"):
             config = compose("train", overrides=[*QUIET, f"output_dir={output}", *solver, *own, *job.overrides])
         plain: Any = OmegaConf.to_container(config, resolve=True)
-        setting = cls(Run.of(plain), torch.device(job.device))
+        run = Run.of(plain)
+        # One reference for all students and budgets of a table: the default one, where a recipe names none.
+        run = replace(run, targets=replace(run.targets, measure=()))
+        setting = cls(run, torch.device(job.device))
         setting.denoiser.to(setting.device)
         return setting
 

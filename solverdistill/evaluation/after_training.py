@@ -49,6 +49,7 @@ def compare_at_the_end(
     teacher: Teacher,
     denoiser: Any,
     targets: Targets,
+    reference_error: float | None = None,
 ) -> Comparison:
     """Compare a student with every classical solver of the same nfe and of the same depth, and show it.
 
@@ -60,14 +61,23 @@ def compare_at_the_end(
         teacher: Gives path, noise range and feature extractor.
         denoiser: The teacher, possibly guided.
         targets: Held-out samples with their reference end points.
+        reference_error: RMSE of the reference from the exact solution; None where it was not measured.
     Returns:
         The rows of metrics.csv.
     """
-    found = compare_with_classical(label, program, teacher, denoiser, targets, settings.batch_size)
+    shown = label, program, teacher, denoiser, targets, settings.batch_size, reference_error
+    found = compare_with_classical(*shown)
     screen, table = console(), found.layout
     print_table(screen, table, found.names)
     write_csv(output / "metrics.csv", found)
-    write_markdown(output / "metrics.md", table, found.names, f"{label} for {teacher.name}", MEANING)
+    below = f"{MEANING}\n\nReference: {table.yardstick}."
+    write_markdown(
+        output / "metrics.md",
+        table,
+        found.names,
+        f"{label} for {teacher.name}",
+        below,
+    )
     folder = output / "figures"
     folder.mkdir(exist_ok=True)
     figures.save(found.errors(settings.curve_nfe, settings.curve_samples), folder / "error_against_nfe.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -143,7 +144,13 @@ class Comparison(list[Row]):
 
 
 def compare_with_classical(
-    label: str, program: SolverProgram, teacher: Teacher, denoiser: Any, targets: Targets, batch_size: int = 128
+    label: str,
+    program: SolverProgram,
+    teacher: Teacher,
+    denoiser: Any,
+    targets: Targets,
+    batch_size: int = 128,
+    reference_error: float | None = None,
 ) -> Comparison:
     """Compare a student with every classical solver of the same nfe and of the same depth.
 
@@ -154,6 +161,7 @@ def compare_with_classical(
         denoiser: The teacher, possibly guided.
         targets: Held-out samples with their reference end points.
         batch_size: Samples per network call and stage.
+        reference_error: RMSE of the reference from the exact solution; None where it was not measured.
     """
     student = Candidate.of(label, program)
     noise, cond, end = targets.batch.noise, targets.batch.cond, targets.batch.end
@@ -163,6 +171,7 @@ def compare_with_classical(
     extractor = features.for_teacher(teacher)
     network, real = (extractor.module, extractor.real) if extractor else (None, None)
     rows = compare([student, *classical], denoiser, noise, cond, end, batch_size, network, real)
+    rows = [replace(row, reference_error=reference_error) for row in rows]
     equal = [row for row in rows if row.kind == "classical" and row.nfe == student.nfe]
     best = min(equal, key=lambda row: row.order).label if equal else None
     few = next((c for c in classical if (c.label, c.nfe) == (best, student.nfe)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from solverdistill.evaluation.real_images import ArrayImages, RealImages, open_i
 from solverdistill.objectives import features
 from solverdistill.objectives.lpips import LPIPS
 from solverdistill.programs.solver_file import SolverFile, read_solver
+from solverdistill.references.choosing import Choice, choose_reference
 from solverdistill.references.targets import Source, TargetSettings
 from solverdistill.support.processes import processes
 
@@ -79,19 +80,21 @@ def evaluate(
     denoiser.to(device)
     space = open_space(plan.extractor, plan.backend, teacher, device)
     real = None if space is None else _real_images(plan.real, space, teacher, 1 if teacher.shape[0] == 1 else 3)
+    choice = _reference(plan, targets, teacher, denoiser, [*students, *classical], device, progress)
+    targets = replace(targets, reference=choice.reference, measure=())
     ends = EndPoints(Source(targets, "test", teacher, denoiser, device), plan.samples)
     shown = progress or (lambda what: lambda label, done, total: None)
     with torch.no_grad():
         yardstick, reference = _prepare(plan, teacher, denoiser, ends, lpips, space, real, shown)
         measured = _measure_all([*students, *classical], denoiser, ends, yardstick, plan.batch_size, shown("samples"))
-    measured.append(reference)
+    measured = [replace(one, row=replace(one.row, reference_error=choice.error)) for one in (*measured, reference)]
     names = {} if space is None else {"FD": space.frechet, "KD": space.kernel}
     if space is not None and yardstick.real is not None and min(yardstick.real.count, plan.samples) <= space.width:
         warnings.append(
             f"no {space.frechet}: its {space.width} features need more than {space.width} samples and real images, not "
             f"{plan.samples} and {yardstick.real.count}"
         )
-    facts = _facts(plan, teacher, targets, guidance, space, real, device)
+    facts = _facts(plan, teacher, targets, choice, guidance, space, real, device)
     return Evaluation(measured, names, facts, warnings)
 
 
@@ -203,21 +206,37 @@ def _real_images(place: str, space: FeatureSpace, teacher: Teacher, channels: in
     return space.own or ArrayImages(f"{teacher.name} data", own.real if own else None)
 
 
+def _reference(
+    plan: EvaluationPlan,
+    targets: TargetSettings,
+    teacher: Teacher,
+    denoiser: Any,
+    solvers: Sequence[Candidate],
+    device: torch.device | str,
+    progress: Shown | None,
+) -> Choice:
+    """The reference, as exact as the most exact of the solvers needs."""
+    finest = max((one.depth for one in solvers if one.kind == "student"), default=max(one.depth for one in solvers))
+    size = plan.samples * (targets.reference.steps + sum(one.nfe for one in solvers))
+    shown = None if progress is None else progress("reference")
+    return choose_reference(targets, teacher, denoiser, finest, size, device, shown)
+
+
 def _facts(
     plan: EvaluationPlan,
     teacher: Teacher,
     targets: TargetSettings,
+    choice: Choice,
     guidance: Any,
     space: FeatureSpace | None,
     real: RealImages | None,
     device: torch.device | str,
 ) -> dict[str, str]:
-    reference = targets.reference
     facts = {
         "teacher": f"{teacher.name}, fingerprint {teacher.fingerprint()}, data of shape {tuple(teacher.shape)}",
         "guidance": str(guidance),
         "samples": f"{plan.samples} held-out samples, seed {targets.seed}",
-        "reference": f"{reference.solver}, {reference.steps} steps ({reference.grid})",
+        "reference": choice.summary().removeprefix("reference "),
         "solver files": ", ".join(plan.solvers) or "none",
         "device": f"{device}, {processes()[1]} process(es), batches of {plan.batch_size}",
     }

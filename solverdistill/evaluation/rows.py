@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from solverdistill.evaluation.candidates import Candidate
 from solverdistill.evaluation.metrics.paired_errors import PairedErrors
 from solverdistill.evaluation.metrics.set_distances import Distances
+from solverdistill.references.choosing import is_coarse
 
 REFERENCE = "reference"
 
@@ -39,6 +40,7 @@ class Row:
         precision: Share of the samples that lie within the real images' manifold.
         recall: Share of the real images that lie within the samples' manifold.
         images: Number of samples measured.
+        reference_error: RMSE of the reference itself from the exact solution; None where it was not measured.
     """
 
     label: str
@@ -63,6 +65,12 @@ class Row:
     precision: float | None = None
     recall: float | None = None
     images: int | None = None
+    reference_error: float | None = None
+
+    @property
+    def coarse(self) -> bool:
+        """Whether this is a student that is too near to the reference's own error to be told from it."""
+        return self.kind == "student" and is_coarse(self.rmse_mean, self.reference_error)
 
     @property
     def order(self) -> float:

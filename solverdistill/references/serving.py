@@ -13,6 +13,7 @@ from solverdistill.denoisers.base import Teacher
 from solverdistill.families.base import Family
 from solverdistill.noise.grids import Grid
 from solverdistill.references.batch import Batch
+from solverdistill.references.choosing import Choice
 from solverdistill.references.targets import Progress, Targets, TargetSettings, make_targets
 
 SEED_STRIDE = 1_000_003  # between the orders of two seeds, a prime
@@ -86,6 +87,7 @@ class TargetData:
         progress: Called with (split, done, total).
         rule: The student's grid rule, which a nested reference refines.
         dense: Training batches carry whole trajectories, as they always do for a student that learns its noise levels.
+        choice: What is known of the reference's error; None for nothing.
     """
 
     def __init__(
@@ -98,7 +100,9 @@ class TargetData:
         progress: Progress | None = None,
         rule: Grid | None = None,
         dense: bool = False,
+        choice: Choice | None = None,
     ) -> None:
+        self.choice = Choice(settings.reference) if choice is None else choice
         self.settings, self.teacher, self.denoiser, self.family, self.dense = settings, teacher, denoiser, family, dense
         self.device, self.progress, self.rule = device, progress, rule
         self._splits: dict[str, Targets] = {}

@@ -49,6 +49,8 @@ class TargetSettings:
         seed: Seed of noise and conditions.
         cache: Folder that trajectories are kept in; "default" is `cache.default_root()`, None keeps them in memory.
         chunk: Samples that the reference solves as one batch, aligned to their global index; part of the cache's key.
+        measure: What of the reference is open, "grid", "steps" or both, and chosen by measuring before targets are made
+            (`choosing.choose_reference`); its value in `reference` holds where a run is too small to measure.
     """
 
     reference: Reference
@@ -58,12 +60,18 @@ class TargetSettings:
     seed: int = 0
     cache: str | None = None
     chunk: int = CHUNK
+    measure: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("train_samples", "validation_samples", "test_samples", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"targets.{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def root(self) -> Path:
+        """Folder of the cache, where there is one."""
+        return default_root() if self.cache in (None, "default") else Path(self.cache or "")
 
     def count(self, split: str) -> int:
         """Samples of a split."""
@@ -176,8 +184,7 @@ class Source:
             "split": self.split,
             "dtype": "float32",
         }
-        root = default_root() if settings.cache == "default" else Path(settings.cache)
-        return ShardCache(root, f"{self.teacher.name}-{self.split}", facts, settings.chunk)
+        return ShardCache(settings.root, f"{self.teacher.name}-{self.split}", facts, settings.chunk)
 
 
 def make_targets(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Descent, Fit, FitPlan
 from solverdistill.fits.registry import make_fit
+from solverdistill.fits.report import BACKWARD_COST
 from solverdistill.noise.grids import Grid
 from solverdistill.noise.paths import make_path
+from solverdistill.references.choosing import Choice, choose_reference
 from solverdistill.references.serving import TargetData
 from solverdistill.references.solving import Reference
 from solverdistill.references.targets import Progress, TargetSettings
@@ -66,12 +68,29 @@ class Run:
         return cls(config, guided, Counted(wrapped), chosen, make_fits(config), make_target_settings(config["targets"]))
 
     def data(self, student: Student, device: torch.device | str, progress: Progress | None) -> TargetData:
-        """The targets of the run."""
+        """The targets of the run; what is open of their reference is chosen here, by measuring."""
         dense = any(fit.needs_trajectories for fit in self.fits.values())
         if self.descends:
             dense = dense or getattr(instantiate(self.config["objective"], "objective"), "needs_reference", False)
-        source = self.targets, self.teacher, self.denoiser, student.family
-        return TargetData(*source, device, progress, student.rule, dense)
+        choice = self.choose(student, device, progress)
+        settings = replace(self.targets, reference=choice.reference, measure=())
+        source = settings, self.teacher, self.denoiser, student.family
+        return TargetData(*source, device, progress, student.rule, dense, choice)
+
+    def choose(self, student: Student, device: torch.device | str, progress: Progress | None = None) -> Choice:
+        """The reference of the run, and what is known of its error."""
+        of = self.targets, self.teacher, self.denoiser, student.family.depth, self.size()
+        return choose_reference(*of, device, progress)
+
+    def size(self) -> int:
+        """About how many evaluations the run takes, in forward equivalents: references, and fits that say how long."""
+        settings = self.targets
+        size = (settings.train_samples + settings.validation_samples) * settings.reference.steps
+        for fit in self.fits.values():
+            batch = getattr(fit, "samples", None) or getattr(fit, "batch_size", settings.train_samples)
+            asked = (1 + BACKWARD_COST) * getattr(fit, "iterations", 0) * batch * self.student.family.nfe
+            size += round(min(asked, getattr(fit, "evaluations", None) or asked))
+        return size
 
     @property
     def descends(self) -> bool:
@@ -107,8 +126,25 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def make_target_settings(options: Mapping[str, Any]) -> TargetSettings:
-    """The settings of the targets, from those of a configuration."""
-    return TargetSettings(**{**options, "reference": Reference(**options["reference"])})
+    """The settings of the targets, from those of a configuration.
+
+    What is null of the reference's grid and steps is open, and measured (`targets=auto`), but for a nested reference,
+    which has the student's grid, and for dopri5, which takes the steps that it needs.
+
+    Raises:
+        ValueError: rho is given for a grid that is open.
+    """
+    reference = {"solver": "ipndm", **options["reference"]}
+    measure = tuple(name for name in ("grid", "steps") if name in reference and reference[name] is None)
+    rho = reference.get("rho")
+    if "grid" in measure and rho is not None:
+        raise ValueError(f"targets.reference.rho={rho:g} is that of no grid; set targets.reference.grid as well")
+    known = {name: value for name, value in reference.items() if name not in measure}
+    if "grid" in measure:
+        known["rho"] = None
+    if reference.get("nested") is not None or reference["solver"] == "dopri5":
+        measure = ()
+    return TargetSettings(**{**options, "reference": Reference(**known), "measure": measure})
 
 
 def make_student(solver: Mapping[str, Any], teacher: Teacher) -> Student:

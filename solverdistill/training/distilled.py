@@ -60,7 +60,8 @@ class Distilled:
             The rows, best first among the classical ones: a list, which pandas takes as it is.
         """
         test, run = self.data.split("test"), self.run
-        return compare_with_classical(self.family.name, self.program, run.teacher, run.denoiser, test, batch_size)
+        name, error = self.family.name, self.data.choice.error
+        return compare_with_classical(name, self.program, run.teacher, run.denoiser, test, batch_size, error)
 
     def figure(self, samples: int = 10) -> Any:
         """Samples side by side: noise, the best classical solver of the same cost, this solver, the reference.

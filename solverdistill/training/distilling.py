@@ -98,7 +98,7 @@ def distill(
         standing = fit_all(plan, Standing(run.student), data, Screen() if shown else Watcher())
     family = standing.student.family
     params = family.init(seed) if standing.params is None else standing.params
-    provenance = make_provenance(config, run.teacher, run.targets, standing.reports)
+    provenance = make_provenance(config, run.teacher, data.choice, standing.reports)
     return Distilled(family, params, float(standing.rmse or 0.0), standing.reports, provenance, run, data)
 
 

@@ -16,20 +16,20 @@ from solverdistill.denoisers.guidance import GuidanceRule
 from solverdistill.families.base import Family, Params
 from solverdistill.fits.report import FitReport
 from solverdistill.programs.solver_file import save_solver
-from solverdistill.references.targets import TargetSettings
+from solverdistill.references.choosing import Choice
 from solverdistill.support.files import write_atomically
 from solverdistill.version import __version__
 
 
 def make_provenance(
-    config: Mapping[str, Any], teacher: Teacher, settings: TargetSettings, reports: Sequence[FitReport]
+    config: Mapping[str, Any], teacher: Teacher, choice: Choice, reports: Sequence[FitReport]
 ) -> dict[str, Any]:
     """Where a solver comes from, as its file says it.
 
     Args:
         config: The whole configuration of the run, as plain mappings and numbers.
         teacher: The frozen network.
-        settings: What the targets were made with.
+        choice: The reference, and what is known of its error.
         reports: What the fits did, the last one last.
     """
     places = ("output_dir", "run_name", "ckpt_path", "logger", "trainer")  # where, not what
@@ -38,7 +38,8 @@ def make_provenance(
     return {
         "teacher": {**teacher.description(), "fingerprint": teacher.fingerprint()},
         "guidance": GuidanceRule.of(config["guidance"]).description(),
-        "reference": {name: value for name, value in asdict(settings.reference).items() if value is not None},
+        "reference": {name: value for name, value in asdict(choice.reference).items() if value is not None}
+        | choice.facts,
         "fit": config["fit"],
         "objective": config["objective"] if any(report.fit == "gradient" for report in reports) else None,
         "metrics": {"validation_rmse": min(report.rmse for report in reports if report.history)},

@@ -18,6 +18,7 @@ from solverdistill.families.base import Family
 from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Fit, Standing
 from solverdistill.fits.report import FitReport
+from solverdistill.references.choosing import Choice
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
 from solverdistill.training.configuration import Run
@@ -67,7 +68,7 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     standing = fit_all(plan, Standing(student), data, Logged(trainer) if first else Watcher())
     test = data.split("test") if evaluation.enabled else None  # made by all processes together
     if first:
-        conclude(run, standing, output, evaluation, test)
+        conclude(run, standing, output, evaluation, test, data.choice)
     family = standing.student.family
     return {"rmse": float(standing.rmse or 0.0), "nfe": float(family.nfe), "depth": float(family.depth)}
 
@@ -88,17 +89,25 @@ class Logged(Screen):
             log_fit(self._trainer, report)
 
 
-def conclude(run: Run, standing: Standing, output: Path, evaluation: EvaluationSettings, test: Targets | None) -> None:
+def conclude(
+    run: Run,
+    standing: Standing,
+    output: Path,
+    evaluation: EvaluationSettings,
+    test: Targets | None,
+    choice: Choice,
+) -> None:
     """Export the best state and compare it with classical solvers."""
     family, config = standing.student.family, run.config
     best = family.init(config["seed"]) if standing.params is None else standing.params
     last = best if standing.last is None else standing.last
-    provenance = make_provenance(config, run.teacher, run.targets, standing.reports)
+    provenance = make_provenance(config, run.teacher, choice, standing.reports)
     export(output, family, best, last, provenance)
     write_reports(output / "fits.csv", standing.reports)
     if test is not None:
         name = config["solver"]["name"]
-        compare_at_the_end(evaluation, output, name, family.program(best), run.teacher, run.denoiser, test)
+        student = name, family.program(best)
+        compare_at_the_end(evaluation, output, *student, run.teacher, run.denoiser, test, choice.error)
 
 
 def refuse_unused(run: Run) -> None:

@@ -15,8 +15,7 @@ class Screen(Watcher):
     """Shows a bar for every fit, and a line of what it reached."""
 
     def targets(self, report: FitReport) -> None:
-        if report.evaluations:
-            console().print(report.summary())
+        console().print(report.summary())
 
     def fitting(self, name: str, fit: Fit) -> AbstractContextManager[Progress | None]:
         return FitProgress(name, not fit.resumes)  # a trainer has a bar of its own
@@ -27,10 +26,11 @@ class Screen(Watcher):
 
 def say_hello(run: Run) -> None:
     """One line that says what is about to happen."""
-    family, settings = run.student.family, run.targets.reference
+    family, settings = run.student.family, run.targets
+    reference = f"{settings.reference.solver}, {settings.reference.steps} steps"
     count = sum(value.numel() for value in family.init(0).values())
     console().print(
         f"[bold]{family.name}[/bold] for [bold]{run.teacher.name}[/bold]: {count} numbers, nfe {family.nfe}, "
-        f"depth {family.depth}, {family.steps} steps on the {family.path.name} path; reference {settings.solver}, "
-        f"{settings.steps} steps; fits: {', '.join(run.fits)}"
+        f"depth {family.depth}, {family.steps} steps on the {family.path.name} path; reference "
+        f"{'measures itself' if settings.measure else reference}; fits: {', '.join(run.fits)}"
     )

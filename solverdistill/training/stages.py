@@ -64,5 +64,5 @@ def make_splits(denoiser: Any, data: TargetData) -> FitReport:
     with meter.measure("teacher", 0):
         for split in ("train", "validation"):
             data.split(split)
-    meter.add("teacher", denoiser.images - before)
-    return FitReport.of("targets", [], meter, "all made")
+    meter.add("teacher", denoiser.images - before + data.choice.evaluations)
+    return FitReport.of("targets", [], meter, "all made", data.choice.summary())

@@ -91,7 +91,7 @@ def test_flags_may_stand_anywhere() -> None:
             [f"solver=ld3,dode_{n}" for n in ("ddim", "deis", "dpm", "edm", "ipndm")],
         ),
         ("solverdistill sample se", ["seeds="]),
-        ("solverdistill sample targets=", ["targets=default", "targets=dopri5"]),
+        ("solverdistill sample targets=", ["targets=auto", "targets=default", "targets=dopri5"]),
         ("solverdistill export a.json --st", ["--standalone"]),
         ("solverdistill export a", []),
         ("solverdistill completion z", ["zsh"]),

@@ -40,15 +40,17 @@ def publish(found: Evaluation, output: Path, title: str) -> dict[str, Path]:
     folder = output / "figures"
     folder.mkdir(exist_ok=True)
     drawn = _figures(found, rows, folder)
+    table, page, names, warnings = by_nfe(rows), output / "report.html", found.names, [*found.warnings]
     notes = [note for note in NOTES if found.names or not note.startswith(("Frechet", "Precision"))]
     facts = {**found.facts, "version": f"solverdistill {__version__}"}
-    told = [*found.warnings, *(f"{name}: {value}" for name, value in facts.items()), *notes]
-    table, page, names = by_nfe(rows), output / "report.html", found.names
+    if any(row.coarse for row in rows):
+        warnings.append(f"reference: {table.yardstick}")
+    told = [*warnings, *(f"{name}: {value}" for name, value in facts.items()), *notes]
     below = "\n".join(f"- {sentence}" for sentence in told)
     return {
         "csv": write_csv(output / "metrics.csv", rows),
         "markdown": write_markdown(output / "metrics.md", table, names, title, below),
-        "html": write_report(page, title, _lead(rows), facts, table, names, drawn, found.warnings, notes),
+        "html": write_report(page, title, _lead(rows), facts, table, names, drawn, warnings, notes),
         **drawn,
     }
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from solverdistill.evaluation.rows import REFERENCE, Row
 
 DASH = "-"
+COARSE = " (measured too coarsely)"
 
 
 class Column(NamedTuple):
@@ -43,6 +44,8 @@ class Line(NamedTuple):
 class Layout(NamedTuple):
     """Columns that have a value, and the lines of every group by its title.
 
+    `yardstick` says how exact the reference is.
+
     The best values are those of `best_of`, "each column" or "every nfe". Where groups are roles, their titles tell
     who is a student; elsewhere a student's line needs a mark.
     """
@@ -51,6 +54,7 @@ class Layout(NamedTuple):
     groups: dict[str, list[Line]]
     best_of: str
     roles: bool
+    yardstick: str
 
 
 def _error(value: float) -> str:
@@ -103,7 +107,7 @@ def by_role(rows: Sequence[Row], fields: Sequence[str] = OF_ONE_STUDENT) -> Layo
     columns = _columns(rows, fields)
     best = _best(rows, columns)
     lines = {title: _lines(group, columns, best) for title, group in groups.items() if group}
-    return Layout(columns, lines, best_of="each column", roles=True)
+    return Layout(columns, lines, best_of="each column", roles=True, yardstick=yardstick(rows))
 
 
 def by_nfe(rows: Sequence[Row], fields: Sequence[str] = ALL) -> Layout:
@@ -113,7 +117,17 @@ def by_nfe(rows: Sequence[Row], fields: Sequence[str] = ALL) -> Layout:
         groups.setdefault(REFERENCE if row.kind == REFERENCE else f"nfe {row.nfe}", []).append(row)
     columns = _columns(rows, fields)
     lines = {title: _lines(group, columns, _best(group, columns)) for title, group in groups.items()}
-    return Layout(columns, lines, best_of="every nfe", roles=False)
+    return Layout(columns, lines, best_of="every nfe", roles=False, yardstick=yardstick(rows))
+
+
+def yardstick(rows: Sequence[Row]) -> str:
+    """How exact the reference is, and which students it is too coarse for, in a clause."""
+    error = next((row.reference_error for row in rows if row.reference_error is not None), None)
+    if error is None:
+        return "its error was not measured"
+    coarse = ", ".join(dict.fromkeys(row.label for row in rows if row.coarse))
+    said = f"RMSE {_error(error)} from the exact solution"
+    return f"{said}, too near to that of {coarse}: take a finer one, targets.reference.steps" if coarse else said
 
 
 def titles(columns: Sequence[Column], names: Mapping[str, str]) -> list[str]:
@@ -142,7 +156,10 @@ def _best(rows: Sequence[Row], columns: Sequence[Column]) -> dict[str, str]:
 
 
 def _lines(rows: Sequence[Row], columns: Sequence[Column], best: Mapping[str, str]) -> list[Line]:
-    return [Line(row.label, row.kind, [_cell(row, column, best) for column in columns]) for row in rows]
+    return [
+        Line(f"{row.label}{COARSE * row.coarse}", row.kind, [_cell(row, column, best) for column in columns])
+        for row in rows
+    ]
 
 
 def _cell(row: Row, column: Column, best: Mapping[str, str]) -> Cell:

@@ -67,7 +67,7 @@ def _caption(layout: Layout, names: Mapping[str, str], plain: bool) -> str:
     paired = ", ".join(PAIRED[measure] for measure in measures if measure in PAIRED)
     parts = [f"best of {layout.best_of} {'marked *' if plain else 'in bold'}", f"{paired} against the reference"]
     parts += [f"{measure} is {names[measure]}" for measure in measures if names.get(measure, measure) != measure]
-    return "; ".join(parts)
+    return "; ".join([*parts, f"reference: {layout.yardstick}"])
 
 
 def _text(cell: Cell, plain: bool) -> Text:
