@@ -1,10 +1,13 @@
 """A reference that knows its own error: grid and steps are chosen by measuring candidates on a few samples.
 
 Every grid is solved with 9 and with 19 steps. The one that moved least climbs on, to 39, 79 and 159 steps, until what
-is left of its error, by the rate at which the differences fall, is small enough. Against that solve, the anchor,
-all others are measured, and the cheapest that is exact enough is taken, at a number of steps between two rungs where
-the error falls regularly. Rungs are 2 n + 1 steps, since solves of n and of 2 n steps on an even grid can agree on a
-wrong result, where the network's features run through a whole number of cycles in each step.
+is left of its error, by the rate at which the differences fall, is small enough, and a witness, the solve of another
+grid with as many steps, does not contradict. Against that solve, the anchor, all others are measured, and the cheapest
+that is exact enough is taken, at a number of steps between two rungs where that saves some. Where the error does not
+fall regularly, or the witness contradicts, the network is rough in time: then all grids are solved on the finest rung
+that can be paid, and the two that agree best tell the error. Rungs are 2 n + 1 steps, since solves of n and of 2 n
+steps on an even grid can agree on a wrong result, where the network's features run through a whole number of cycles in
+each step.
 
 Enough is a tenth of the error that the student is expected to reach: `STUDENT` times that of the best classical solver
 of as many sequential evaluations, played from the same noise. The fits of this package end at 0.3 to 0.75 of it.
@@ -17,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -86,7 +90,7 @@ class Choice:
         if self.error > PART * self.expected:
             said += f", above the {PART * self.expected:.2g} wanted"
         if self.falls is not None:
-            said += f"; rough in time: twice the steps lower the error {self.falls:.1f} times, where 4 times are usual"
+            said += f"; rough in time: twice the steps divide the error by {self.falls:.1f}, where 4 is usual"
         elif self.apart is not None:
             said += f"; rough in time: two grids that promised to be nearer end {self.apart:.2g} apart"
         if self.falls is not None or self.apart is not None:
@@ -136,9 +140,11 @@ def choose_reference(
         return plain
     for samples in SAMPLES:
         trials = Trials(settings, teacher, denoiser, device, samples)
+        if not trials.grids:
+            break
         search = _Search(trials, nfe, allowance, progress or (lambda what, done, of: None))
         least = search.whole_cost() if samples > SAMPLES[-1] else search.first_cost()
-        if trials.grids and least <= allowance:
+        if least <= allowance:
             found = _agreed(search.run(), trials.grids)
             return replace(found, evaluations=trials.evaluations)
     return plain
@@ -181,6 +187,7 @@ class _Search:
         self.first = COARSE if self.fixed is None else self.fixed
         self.best: Reference = trials.settings.reference  # the finest solve of the best grid
         self.apart = 0.0  # its distance from a witness that contradicts it
+        self.falls: float | None = None
 
     def first_cost(self) -> int:
         """Evaluations up to the first estimate of an error."""
@@ -217,13 +224,15 @@ class _Search:
         self.progress("choice", min(self.trials.spent, self.allowance - 1), self.allowance)
         return reference
 
-    def affords(self, reference: Reference, halve: bool = False) -> bool:
-        """Whether a candidate can be solved; where it must, on half of the samples and half of these."""
-        trials = self.trials
-        while trials.spent + trials.cost(reference, trials.samples) > self.allowance:
-            if not halve or trials.samples == 1:
-                return False
-            trials.samples //= 2
+    def affords(self, references: list[Reference], halve: bool = False, least: int = 1) -> bool:
+        """Whether candidates can be solved; where they must, on half of the samples and half of these."""
+        trials, cost = self.trials, sum(self.trials.cost(one) for one in references)
+        samples = trials.samples
+        while halve and samples > least and trials.spent + cost * samples > self.allowance:
+            samples //= 2
+        if trials.spent + cost * samples > self.allowance:
+            return False
+        trials.samples = samples
         return True
 
     def moved(self, reference: Reference) -> float:
@@ -256,7 +265,7 @@ class _Search:
         coarse = [replace(one, steps=_above(self.first)) for one in others]
         near = min(coarse, key=self.error)
         witness = replace(near, steps=self.best.steps)
-        if not self.affords(witness):
+        if not self.affords([witness]):
             return
         between = distance(self.trials.end(self.solved(witness)), self.trials.end(self.best))
         ratio = witness.steps / near.steps
@@ -280,14 +289,14 @@ class _Search:
         return math.hypot(distance(self.trials.end(reference), self.trials.end(self.best)), self.left())
 
     def roughness(self) -> float | None:
-        """The fall, where it is not what the order promises; coarse rungs are too coarse to tell."""
-        fall = self.fall(self.best) if self.best.steps > _above(_above(COARSE)) - 1 else None
+        """The fall, where it is not what the order promises; the first rungs are too coarse to tell."""
+        fall = self.fall(self.best)
         return fall if fall is not None and fall < ROUGH else None
 
     def choice(self, reference: Reference, error: float, extrapolated: bool = False) -> Choice:
         """A choice with all that is known."""
-        falls = None if self.fixed is not None else self.roughness()
-        return Choice(reference, error, self.expected(), self.trials.samples, falls, self.apart or None, extrapolated)
+        known = error, self.expected(), self.trials.samples, self.falls, self.apart or None, extrapolated
+        return Choice(reference, *known)
 
     def at_fixed_steps(self) -> Choice:
         """The best grid at the steps that were given; the anchor is its solve with twice as many."""
@@ -298,16 +307,45 @@ class _Search:
     def climbed(self) -> Choice:
         """Climb until the anchor is exact enough, then take the cheapest candidate that is."""
         while self.left() > self.wanted() or self.contradicted():
+            self.falls = self.roughness()
+            if self.falls is not None or self.apart:
+                return self.agreed_on()
             finer = replace(self.best, steps=_above(self.best.steps))
-            if finer.steps > MOST or not self.affords(finer, halve=True):
+            if finer.steps > MOST or not self.affords([finer], halve=True):
                 return self.beyond()
-            self.best, self.apart = self.solved(finer), 0.0
+            self.best = self.solved(finer)
         wanted = self.wanted()
         for candidate in sorted(self.candidates(wanted), key=lambda one: one.steps):
             known = candidate in self.solved_rungs(candidate)
-            if (known or self.affords(candidate)) and (error := self.error(self.solved(candidate))) <= wanted:
+            if (known or self.affords([candidate])) and (error := self.error(self.solved(candidate))) <= wanted:
                 return self.choice(candidate, error)
         return self.choice(self.best, self.left())
+
+    def agreed_on(self) -> Choice:
+        """On a network that is rough in time: the grids that agree best on the finest rung that can be paid.
+
+        What solves on one grid moved by says little there, since they may see the network at the same moments; solves
+        on two grids do not, and hardly agree on a wrong result.
+        """
+        rungs = [steps for steps in self.rungs(MOST) if steps > self.best.steps]
+        for steps in reversed(rungs):
+            fine = [replace(one, steps=steps) for one in self.trials.grids]
+            if self.affords(fine, halve=True, least=2):
+                break
+        else:
+            fine = [self.best]
+        ends = {one: self.trials.end(self.solved(one)) for one in fine}
+        if len(fine) == 1:
+            self.best = fine[0]
+            return self.choice(
+                self.best, max(distance(ends[self.best], self.trials.end(_below(self.best))), self.left())
+            )
+        pairs = combinations(fine, 2)
+        apart, pair = min(
+            ((distance(ends[one], ends[other]), (one, other)) for one, other in pairs), key=lambda p: p[0]
+        )
+        others = [one for one in fine if one not in pair]
+        return self.choice(min(pair, key=lambda one: sum(distance(ends[one], ends[other]) for other in others)), apart)
 
     def solved_rungs(self, grid: Reference) -> list[Reference]:
         """The solves of a grid that were made on rungs, coarse ones first."""
@@ -321,7 +359,7 @@ class _Search:
             solved = self.solved_rungs(grid)
             found += [one for one in solved if self.error(one) <= wanted][:1]
             above = [one for one in solved if self.error(one) > wanted]
-            if above and self.roughness() is None and math.isfinite(self.error(above[-1])):
+            if above and math.isfinite(self.error(above[-1])):
                 steps = above[-1].steps * (self.error(above[-1]) / wanted) ** (1 / ORDER)
                 found.append(replace(grid, steps=4 * math.ceil(steps / 4)))
         return [one for one in found if one.steps <= self.best.steps]
@@ -332,7 +370,7 @@ class _Search:
         if not math.isfinite(left):
             return Choice(self.trials.settings.reference)
         steps = min(MOST, 4 * math.ceil(self.best.steps * (left / wanted) ** (1 / ORDER) / 4))
-        if self.roughness() is not None or steps <= self.best.steps:
+        if steps <= self.best.steps:
             return self.choice(self.best, left)
         error = left * (self.best.steps / steps) ** ORDER
         return self.choice(replace(self.best, steps=steps), error, extrapolated=True)

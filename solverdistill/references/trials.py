@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,8 +52,10 @@ class Trials:
         self.spent, self._kept = 0, dict[int, Tensor]()
         self._denoiser = Counted(denoiser)
         fixed = settings.reference
-        open_grid = [replace(fixed, grid=grid, rho=rho) for grid, rho in GRIDS]
-        self.grids = [one for one in (open_grid if "grid" in settings.measure else [fixed]) if self._is_possible(one)]
+        self.grids = [fixed]
+        if "grid" in settings.measure:
+            every = [replace(fixed, grid=grid, rho=rho) for grid, rho in GRIDS]
+            self.grids = [one for one in every if self._is_possible(one)]
         self._cache: ShardCache | None = None
         if settings.cache is not None:
             facts = {
@@ -72,8 +75,12 @@ class Trials:
 
     def cost(self, reference: Reference, samples: int = 1) -> int:
         """Evaluations that a solve of so many samples takes."""
-        levels = reference.levels(self.teacher.path, self.teacher.noise_range)
-        return samples * (families.build(reference.solver, levels, self.teacher.path).nfe + 1)
+        return samples * (math.ceil(self._per_step * reference.steps) + 1)
+
+    @cached_property
+    def _per_step(self) -> float:
+        few = replace(self.grids[0], steps=4).levels(self.teacher.path, self.teacher.noise_range)
+        return families.build(self.settings.reference.solver, few, self.teacher.path).nfe / 4
 
     def end(self, reference: Reference) -> Tensor:
         """End points of a candidate. Shape: (samples, ...), float32 on the host."""

@@ -18,7 +18,7 @@ from solverdistill.teachers.mixture import toy_mixture
 from tests.commands import run_here, start
 
 SCRIPT = "scripts/make_targets.py"
-FEW = ["targets.validation_samples=3", "targets.test_samples=5", "trainer=cpu", "model=mixture"]
+FEW = ["targets=default", "targets.validation_samples=3", "targets.test_samples=5", "trainer=cpu", "model=mixture"]
 
 
 def shards(folder: Path) -> dict[str, int]:
