@@ -274,9 +274,10 @@ class _Search:
             self.apart = between
 
     def expected(self) -> float:
-        """RMSE that the student is expected to reach."""
+        """RMSE that the student is expected to reach; where all classical solvers diverge, a share of the data's size."""
         anchor, played = self.trials.end(self.best), self.trials.classical(self.nfe)
-        return STUDENT * min(distance(end, anchor) for end in played.unbind(1))
+        best = min(distance(end, anchor) for end in played.unbind(1))
+        return STUDENT * min(best, distance(anchor, torch.zeros_like(anchor)))
 
     def wanted(self) -> float:
         """Error that is small enough."""
@@ -294,7 +295,9 @@ class _Search:
         return fall if fall is not None and fall < ROUGH else None
 
     def choice(self, reference: Reference, error: float, extrapolated: bool = False) -> Choice:
-        """A choice with all that is known."""
+        """A choice with all that is known; the settings' own where everything has diverged."""
+        if not math.isfinite(error):
+            return Choice(self.trials.settings.reference)
         known = error, self.expected(), self.trials.samples, self.falls, self.apart or None, extrapolated
         return Choice(reference, *known)
 
@@ -368,7 +371,7 @@ class _Search:
         """Where the wanted error was not reached: the steps that should, or the finest that was solved."""
         left, wanted = self.left(), self.wanted()
         if not math.isfinite(left):
-            return Choice(self.trials.settings.reference)
+            return self.choice(self.best, left)
         steps = min(MOST, 4 * math.ceil(self.best.steps * (left / wanted) ** (1 / ORDER) / 4))
         if steps <= self.best.steps:
             return self.choice(self.best, left)

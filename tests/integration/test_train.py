@@ -88,7 +88,8 @@ def test_every_experiment_runs_two_steps(experiment: str, tmp_path: Path) -> Non
 
 
 def test_the_greedy_fit_is_the_closed_form_on_the_training_samples(tmp_path: Path) -> None:
-    overrides = ["solver=dode_ipndm", "model=mixture", "targets.train_samples=70", "targets.validation_samples=64"]
+    overrides = ["solver=dode_ipndm", "model=mixture", "targets=default", "targets.train_samples=70"]
+    overrides.append("targets.validation_samples=64")
     result = train(composed(tmp_path / "run", *overrides, fit=["fit=greedy", "fit.greedy.samples=64"]))
     read = read_solver(tmp_path / "run" / "solver.json")
     family, teacher = families.build(**{k: v for k, v in read.family.items() if k != "params"}), toy_mixture()

@@ -14,7 +14,10 @@ from torch import Tensor
 import solverdistill as sd
 from solverdistill.denoisers.wrappers import Counted
 from solverdistill.evaluation.comparison import compare_with_classical
+from solverdistill.evaluation.evaluate import evaluate
+from solverdistill.evaluation.plan import EvaluationPlan
 from solverdistill.evaluation.reports.html_report import html_table
+from solverdistill.evaluation.reports.publishing import publish
 from solverdistill.evaluation.reports.table_files import write_markdown
 from solverdistill.families import build
 from solverdistill.noise.grids import Grid
@@ -225,3 +228,16 @@ def test_a_run_measures_and_its_file_says_so() -> None:
     assert done.reports[0].evaluations == 128 * (choice.reference.steps + 1) + choice.evaluations
     assert done.reports[0].note == choice.summary()
     assert {row.reference_error for row in done.compare()} == {choice.error}
+
+
+def test_an_evaluation_measures_and_its_report_says_so(tmp_path: Path) -> None:
+    plan = EvaluationPlan(baselines=["ipndm"], nfe=[6], samples=64, extractor=None)
+    found = evaluate(plan, toy_mixture(), settings(tmp_path / "targets"))
+    errors = {one.row.reference_error for one in found.measured}
+    assert len(errors) == 1 and None not in errors
+    assert "from the exact solution, on" in found.facts["reference"]
+    first = replace(found.measured[0].row, kind="student", rmse_mean=2 * max(error for error in errors if error))
+    publish(replace(found, measured=[replace(found.measured[0], row=first), *found.measured[1:]]), tmp_path, "title")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "(measured too coarsely)" in page and "too near to that of" in page
+    assert "reference_error" in (tmp_path / "metrics.csv").read_text("utf-8").splitlines()[0]
