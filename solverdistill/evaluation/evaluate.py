@@ -23,7 +23,8 @@ from solverdistill.evaluation.real_images import ArrayImages, RealImages, open_i
 from solverdistill.objectives import features
 from solverdistill.objectives.lpips import LPIPS
 from solverdistill.programs.solver_file import SolverFile, read_solver
-from solverdistill.references.choosing import Choice, choose_reference
+from solverdistill.references.choice import Choice
+from solverdistill.references.choosing import choose_reference
 from solverdistill.references.targets import Source, TargetSettings
 from solverdistill.support.processes import processes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from solverdistill.evaluation.candidates import Candidate
 from solverdistill.evaluation.metrics.paired_errors import PairedErrors
 from solverdistill.evaluation.metrics.set_distances import Distances
-from solverdistill.references.choosing import is_coarse
+from solverdistill.references.choice import is_coarse
 
 REFERENCE = "reference"
 

@@ -13,7 +13,7 @@ from solverdistill.denoisers.base import Teacher
 from solverdistill.families.base import Family
 from solverdistill.noise.grids import Grid
 from solverdistill.references.batch import Batch
-from solverdistill.references.choosing import Choice
+from solverdistill.references.choice import Choice
 from solverdistill.references.targets import Progress, Targets, TargetSettings, make_targets
 
 SEED_STRIDE = 1_000_003  # between the orders of two seeds, a prime

@@ -19,7 +19,8 @@ from solverdistill.fits.registry import make_fit
 from solverdistill.fits.report import BACKWARD_COST
 from solverdistill.noise.grids import Grid
 from solverdistill.noise.paths import make_path
-from solverdistill.references.choosing import Choice, choose_reference
+from solverdistill.references.choice import Choice
+from solverdistill.references.choosing import choose_reference
 from solverdistill.references.serving import TargetData
 from solverdistill.references.solving import Reference
 from solverdistill.references.targets import Progress, TargetSettings

@@ -16,7 +16,7 @@ from solverdistill.denoisers.guidance import GuidanceRule
 from solverdistill.families.base import Family, Params
 from solverdistill.fits.report import FitReport
 from solverdistill.programs.solver_file import save_solver
-from solverdistill.references.choosing import Choice
+from solverdistill.references.choice import Choice
 from solverdistill.support.files import write_atomically
 from solverdistill.version import __version__
 

@@ -18,7 +18,7 @@ from solverdistill.families.base import Family
 from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Fit, Standing
 from solverdistill.fits.report import FitReport
-from solverdistill.references.choosing import Choice
+from solverdistill.references.choice import Choice
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
 from solverdistill.training.configuration import Run

@@ -23,7 +23,8 @@ from solverdistill.families import build
 from solverdistill.noise.grids import Grid
 from solverdistill.noise.paths import Flow
 from solverdistill.references import choosing
-from solverdistill.references.choosing import Choice, allowed, choose_reference
+from solverdistill.references.choice import Choice
+from solverdistill.references.choosing import allowed, choose_reference
 from solverdistill.references.seeding import seeded_noise
 from solverdistill.references.solving import Reference
 from solverdistill.references.targets import TargetSettings, make_targets
