@@ -28,7 +28,7 @@ FINEST = 640
 
 
 def main() -> None:
-    """Print a row of the table for every nfe."""
+    """Print a row of the table for every nfe, and what the run says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--nfe", type=int, nargs="+", default=[4, 6, 8])
     parser.add_argument("--samples", type=int, default=16, help="held-out samples")
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def row(run: Run, samples: int, exact: dict[str, Tensor]) -> str:
-    """One row; `exact` keeps the fine solves of every grid."""
+    """One row and a sentence; `exact` keeps the fine solves of every grid."""
     choice = run.choose(run.student, "cpu")
     chosen, first = choice.reference, SPLITS["validation"]
     noise, cond = seeded_noise(range(first, first + samples), run.teacher)
@@ -58,7 +58,7 @@ def row(run: Run, samples: int, exact: dict[str, Tensor]) -> str:
     share = choice.evaluations / run.size()
     cells = [run.teacher.name, run.student.family.nfe, f"{chosen.grid}, {chosen.steps}", f"{choice.error or 0:.5f}"]
     cells += [f"{true:.5f}", f"{default:.5f}", f"{choice.expected or 0:.4f}", f"{choice.evaluations:,}", f"{share:.1%}"]
-    return f"| {' | '.join(map(str, cells))} | {choice.summary()}"
+    return f"| {' | '.join(map(str, cells))} |\n{choice.summary()}"
 
 
 if __name__ == "__main__":

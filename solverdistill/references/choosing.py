@@ -10,7 +10,8 @@ steps on an even grid can agree on a wrong result, where the network's features 
 each step.
 
 Enough is a tenth of the error that the student is expected to reach: `climbing.STUDENT` times that of the best
-classical solver of as many sequential evaluations, played from the same noise. The fits of this package end at 0.3 to 0.75 of it.
+classical solver of as many sequential evaluations, played from the same noise. The fits of this package end at 0.3 to
+0.75 of it.
 
 Everything that is solved is kept in the cache, so that a sweep over students measures once.
 """
