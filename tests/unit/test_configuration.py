@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from solverdistill.denoisers.guidance import make_guided
-from solverdistill.noise.paths import Flow
+from solverdistill.noise.grids import Grid, grid_values
+from solverdistill.noise.paths import EDM, Flow
 from solverdistill.objectives.rollout import Trajectory
 from solverdistill.teachers.mixture import Mixture, toy_mixture
 from solverdistill.teachers.own.load import load_own
-from solverdistill.training.configuration import check_config, make_student
+from solverdistill.training.configuration import check_config, make_student, make_target_settings
 from solverdistill.training.descent import make_objective
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -86,3 +87,21 @@ def test_a_data_range_is_two_ascending_numbers() -> None:
     for wrong in ([1.0, -1.0], [0.0], [0.0, 0.5, 1.0]):
         with pytest.raises(ValueError, match="model.data_range must be two ascending numbers"):
             load_own(**settings, data_range=wrong)
+
+
+def test_the_grid_of_a_reference_has_the_exponent_of_its_own_kind() -> None:
+    """Noise levels decide the cache, so the default's are those that it always had."""
+    edm, flow = (EDM(), (80.0, 0.002)), (Flow(), (0.99, 0.001))
+
+    def levels(path: tuple[Any, Any], *overrides: str) -> tuple[float, ...]:
+        return make_target_settings(composed(*overrides)["targets"]).reference.levels(*path)
+
+    uniform = "targets.reference.grid=time_uniform"
+    for path, ends in (edm, flow):
+        assert levels((path, ends)) == grid_values(Grid("polynomial", 40, *ends, rho=7.0), path)
+        assert levels((path, ends), uniform) == grid_values(Grid("time_uniform", 40, *ends, rho=1.0), path)
+        assert levels((path, ends), uniform, "targets.reference.rho=3.0") == grid_values(
+            Grid("time_uniform", 40, *ends, rho=3.0), path
+        )
+    steps = torch.tensor(levels(flow, uniform), dtype=torch.float64).diff()
+    torch.testing.assert_close(steps, torch.full_like(steps, (0.001 - 0.99) / 40), rtol=0, atol=1e-12)
