@@ -31,10 +31,13 @@ from solverdistill.teachers.checking.ends import check_ends
 READING, SCALING = "prediction, time, schedule", "scaling"
 BETTER = 0.93  # another reading must be this much better, in the geometric mean over levels, to be preferred
 NOWHERE = 1.1  # and at no level this much worse
-ALIKE = 1.03  # of readings this close the one that changes less is named
+ALIKE = 1.06  # of readings this close the one that changes less is named
+SAME = 0.6  # noise over data where both count
+SCALES = 0.1  # of an estimate's variance that no multiple of the state explains: trained networks leave 0.17 and more
 TINY = 1e-24
 OFF = 0.03  # miscalibration of generated samples that is looked into, and that another reading must take away
-RATIOS = (0.05, 0.2, 0.6, 1.8, 5.0)
+# Noise over data; with less, errors are not seen and trained networks may be off either way.
+RATIOS = (0.2, 0.6, 1.8, 5.0)
 UNITS = {
     "x / 2": (0.5, 0.0),
     "2 x": (2.0, 0.0),
@@ -74,8 +77,8 @@ def check_settings(bench: Bench, curve: Curve) -> list[Finding]:
     if reading and unit:
         reading, unit = (reading, None) if reading.factor <= unit.factor else (None, unit)
     if denoising.verdict == WRONG and reading is None and unit is None:
-        also = "no other reading that was tried does better" if variants else "or it was not trained"
-        denoising = replace(denoising, sentence=f"{denoising.sentence[:-1]}; {also}.", sure=LIKELY)
+        also = "no other reading that was tried mends it; was it trained?" if variants else "was it trained?"
+        denoising = replace(denoising, sentence=f"{denoising.sentence[:-1]}; {also}", sure=LIKELY)
     return [denoising, _of_reading(bench, variants, off, reading, unit), _of_units(bench, reading, unit)]
 
 
@@ -97,11 +100,26 @@ def _best_reading(bench: Bench, variants: Mapping[str, Teacher], denoising: Find
 
 
 def _mends(bench: Bench, teacher: Teacher) -> bool:
-    """Try a reading: whether it removes noise and, where it makes its own samples, makes them of noise."""
+    """Try a reading: whether it removes noise and, where it makes its own samples, makes them of noise.
+
+    A network that is not trained, which hardly says anything, does so under some readings: they scale the state as
+    suits normal data. They are no advice.
+    """
     tried = bench.of(teacher)
-    if not math.isfinite(tried.std) or check_denoising(denoising_curve(tried)).verdict != RIGHT:
+    if not math.isfinite(tried.std) or check_denoising(denoising_curve(tried)).verdict != RIGHT or _scales(tried):
         return False
     return bench.given or all(end.verdict == RIGHT for end in check_ends(tried, advise=False))
+
+
+def _scales(bench: Bench) -> bool:
+    """Whether the estimate is hardly more than a multiple of the state where noise and data are as strong."""
+    s = float(bench.teacher.path.from_half_log_snr(-math.log(SAME * bench.std)))
+    x = bench.noised(s)
+    with torch.no_grad():
+        denoised = bench.denoised(x, bench.level(s))
+    estimate, state = ((value.double() - value.double().mean(0)).flatten() for value in (denoised, x))
+    left = estimate - (estimate @ state) / (state @ state) * state
+    return float(left.square().sum()) < SCALES * float(estimate.square().sum())
 
 
 def _best(found: list[Better | None]) -> Better | None:
@@ -154,7 +172,7 @@ def miscalibration(bench: Bench) -> float:
     itself. Trained networks reach 0.03, wrong readings 0.08 and more; infinite where the teacher runs away.
     """
     path, found = bench.teacher.path, []
-    for ratio in RATIOS[1:]:
+    for ratio in RATIOS:
         s = float(path.from_half_log_snr(-math.log(ratio * bench.std))) if math.isfinite(bench.std) else math.nan
         level, x = bench.level(s), bench.noised(s)
         with torch.no_grad():

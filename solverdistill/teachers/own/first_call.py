@@ -58,7 +58,9 @@ def check_first_call(teacher: OwnTeacher) -> None:
         output = _answer(teacher, x, time, cond)
         again = _answer(teacher, x.detach(), time, cond)
     if not bool(output.isfinite().all()):
-        raise ValueError(f"the network of {teacher.name} returns numbers that are not finite for noise")
+        name = next((name for name, other in teacher.variants().items() if "time" in name and _finite(other)), None)
+        way_out = f"; with {name} they are" if name else ""
+        raise ValueError(f"the network of {teacher.name} returns numbers that are not finite for noise{way_out}")
     size = float(output.detach().double().abs().max())
     if float((output - again).detach().double().abs().max()) > 0.01 * size:
         raise ValueError(
@@ -71,6 +73,14 @@ def check_first_call(teacher: OwnTeacher) -> None:
             "of it, or take fits that do not differentiate it (fit=race)",
             stacklevel=5,
         )
+
+
+def _finite(teacher: OwnTeacher) -> bool:
+    try:
+        with torch.no_grad():
+            return all(bool(_answer(teacher, *_question(teacher, share)).isfinite().all()) for share in SHARES)
+    except ValueError:
+        return False
 
 
 def settle_function(teacher: OwnTeacher) -> None:
