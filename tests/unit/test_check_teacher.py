@@ -112,7 +112,6 @@ BETAS = {"name": "discrete", "beta_schedule": "linear", "beta_start": 1e-4, "bet
         ("vp", "cosine", "v", ["noise_schedule=vp"]),
         ("vp", "flow", "eps", ["noise_schedule=vp"]),
         ("flow", "vp", "v", ["noise_schedule=flow"]),
-        ("flow", "cosine", "flow", ["noise_schedule=flow"]),
         ("cosine", "vp", "v", ["noise_schedule=cosine"]),
         ("edm", "vp", "denoised", ["noise_schedule=edm"]),
         (BETAS, "discrete", "eps", [f"noise_schedule={LINEAR}", "noise_schedule=vp time=schedule"]),

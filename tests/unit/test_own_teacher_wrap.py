@@ -222,6 +222,11 @@ class Remembering(nn.Module):
         (lambda x, time: x[:, :2], {}, "the network of lambda returns (2, 2) for x of shape (2, 5)"),
         (lambda x, time: x.sum(), {}, "the network of lambda returns () for x of shape (2, 5)"),
         (lambda x, time: x / 0, {}, "returns numbers that are not finite"),
+        (
+            lambda x, time: x * torch.exp(10 * time[:, None]),
+            {"time_scale": 1000.0},
+            "returns numbers that are not finite for noise; with time_scale=1 they are",
+        ),
         (lambda x, time: torch.randn_like(x), {}, "returns other numbers when called again"),
         (lambda x: x, {}, "cannot be called with (x, time): too many positional arguments; say in call="),
         (lambda x, time, label: x, {}, "(x, time): missing a required argument: 'label'; say in call="),

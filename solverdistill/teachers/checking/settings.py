@@ -74,6 +74,7 @@ def check_settings(bench: Bench, curve: Curve) -> list[Finding]:
     if bench.given:
         own = _errors(bench)
         unit = _best([_gain(name, own, _errors(bench, None, *how)) for name, how in UNITS.items()])
+        unit = unit if unit and _suits(bench, *UNITS[unit.name]) else None
     if reading and unit:
         reading, unit = (reading, None) if reading.factor <= unit.factor else (None, unit)
     if denoising.verdict == WRONG and reading is None and unit is None:
@@ -109,6 +110,12 @@ def _mends(bench: Bench, teacher: Teacher) -> bool:
     if not math.isfinite(tried.std) or check_denoising(denoising_curve(tried)).verdict != RIGHT or _scales(tried):
         return False
     return bench.given or all(end.verdict == RIGHT for end in check_ends(tried, advise=False))
+
+
+def _suits(bench: Bench, factor: float, shift: float) -> bool:
+    """Try a unit: whether the teacher removes noise from the data in it."""
+    tried = Bench(bench.teacher, factor * bench.data + shift, bench.cond, seed=bench.seed, device=bench.device)
+    return check_denoising(denoising_curve(tried)).verdict == RIGHT
 
 
 def _scales(bench: Bench) -> bool:
@@ -193,7 +200,8 @@ def _of_reading(
         text = "This kind of teacher brings its settings along; only errors are checked."
         return Finding(READING, NOTE, "not tried", text)
     if reading:
-        measured = f"{reading.name}: {reading.factor:.3g} times the error"
+        share = f"{reading.factor:.3g} times the error" if reading.factor else "finite, where the settings run away"
+        measured = f"{reading.name}: {share}"
         text = f"The network fits better when read with {reading.name}; it was tried and removes noise: set it."
         return Finding(READING, WRONG, measured, text, reading.sure)
     measured = f"{len(variants)} others tried, none better"
