@@ -73,6 +73,7 @@ class Spending:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what a killed run had spent."""
         self.meter.spent = {kind: Cost(*cost) for kind, cost in state["spent"].items()}
-        self.history = [
-            Point(*point[:3], tuple(Cost(*cost) for part in point[3:] for cost in part)) for point in state["history"]
-        ]
+        self.history = []
+        for rmse, evaluations, seconds, *spent in state["history"]:  # the last is not in files of older versions
+            kinds = tuple(Cost(*cost) for cost in (spent[0] if spent else ()))
+            self.history.append(Point(rmse, evaluations, seconds, kinds))

@@ -250,8 +250,9 @@ def test_verdicts_say_how_sure_they_are() -> None:
 
 def test_what_denoises_under_no_reading_gets_no_advice() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 6))
-    nn.init.normal_(network[2].weight)
+    last = nn.Linear(32, 6)
+    nn.init.normal_(last.weight)
+    network = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), last)
     for data in (None, DATA):
         found = findings(
             OwnTeacher(network, Convention("v", "schedule", call=("x",)), make_path("vp"), (6,), (1.0, 0.001)), data

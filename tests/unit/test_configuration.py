@@ -77,7 +77,8 @@ def test_guidance_is_a_number_or_a_mapping() -> None:
 
 
 def test_a_data_range_is_two_ascending_numbers() -> None:
-    settings: dict[str, Any] = {"target": "torch.nn.Identity", "shape": [6], "prediction": "v", "noise_schedule": "vp"}
+    network = {"target": "torch.nn.Identity", "shape": [6], "call": "x"}
+    settings: dict[str, Any] = {**network, "prediction": "v", "noise_schedule": "vp"}
     assert load_own(**settings).data_range == toy_mixture().data_range == (-1.0, 1.0)
     teacher = load_own(**settings, data_range=[0, 255])
     assert teacher.data_range == (0.0, 255.0)

@@ -7,7 +7,7 @@ clearly better in the mean, nowhere worse, and removes noise as a denoiser shoul
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -129,7 +129,7 @@ def _scales(bench: Bench) -> bool:
     return float(left.square().sum()) < SCALES * float(estimate.square().sum())
 
 
-def _best(found: list[Better | None]) -> Better | None:
+def _best(found: Sequence[Better | None]) -> Better | None:
     """The best of those that are better; of those alike, the one that changes least."""
     better = [one for one in found if one is not None]
     lowest = min((one.factor for one in better), default=0.0)
