@@ -39,11 +39,13 @@ def show(name: str, findings: Any, curve: Any) -> None:
     from solverdistill.support.progress import console
 
     table = Table(title=f"Checks of {name}", title_justify="left")
-    for column in ("check", "verdict", "measured", ""):
+    for column in ("check", "verdict", "how sure", "measured", ""):
         table.add_column(column, overflow="fold")
     for finding in findings:
         colour = COLOURS[finding.verdict]
-        table.add_row(finding.check, f"[{colour}]{finding.verdict}[/]", finding.measured, finding.sentence)
+        table.add_row(
+            finding.check, f"[{colour}]{finding.verdict}[/]", finding.sure, finding.measured, finding.sentence
+        )
     console().print(table)
     errors = Table(title="Error over noise levels, in deviations of the data", title_justify="left")
     for column in ("level", "noisy sample", "denoised"):

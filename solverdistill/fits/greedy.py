@@ -135,7 +135,7 @@ def fit_greedily(family: Family, denoiser: Any, batch: Batch, held_out: Batch) -
     def point(params: Params) -> Point:
         with meter.measure("forward", held_out.noise.shape[0] * family.nfe):
             end = sample(family.program(params), denoiser, held_out.noise, held_out.cond)
-        return Point(float(rmse(end, held_out.end).mean()), meter.evaluations, meter.seconds)
+        return meter.point(float(rmse(end, held_out.end).mean()))
 
     start = family.init(0)
     history = [point(start)]

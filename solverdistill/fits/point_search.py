@@ -141,7 +141,7 @@ def fit_points(
     for params in (start, found):
         program = family.program(params).detach()
         errors.append(mean_error(program, denoiser, held_out, settings.batch_size, meter))
-    history = [Point(errors[0], 0, 0.0), Point(min(errors), meter.evaluations, meter.seconds)]
+    history = [Point(errors[0], 0, 0.0), meter.point(min(errors))]
     better = errors[1] < errors[0]
     note = "" if better else "the points found are worse than the start on held-out samples"
     return (found if better else start), FitReport.of("point_search", history, meter, "all steps done", note)

@@ -65,6 +65,10 @@ class Meter:
         """Wall time since the meter was made."""
         return time.perf_counter() - self.began
 
+    def point(self, rmse: float) -> Point:
+        """Where a fit stands now."""
+        return Point(rmse, self.evaluations, self.seconds, tuple(self.spent[kind] for kind in KINDS))
+
     def clock(self) -> float:
         """Seconds, after waiting for a CUDA device."""
         if torch.device(self.device).type == "cuda":
@@ -73,11 +77,19 @@ class Meter:
 
 
 class Point(NamedTuple):
-    """Where a fit stood: error on held-out samples against what was spent until then, in forward equivalents."""
+    """Where a fit stood: error on held-out samples against what was spent until then, in forward equivalents.
+
+    Args:
+        rmse: Mean RMSE of the held-out end points.
+        evaluations: All evaluations.
+        seconds: Wall time.
+        spent: Cost by kind of work, in the order of `KINDS`; empty where nothing is known.
+    """
 
     rmse: float
     evaluations: int
     seconds: float
+    spent: tuple[Cost, ...] = ()
 
 
 @dataclass(frozen=True)

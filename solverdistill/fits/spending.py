@@ -58,7 +58,7 @@ class Spending:
 
     def point(self, rmse: float) -> None:
         """Note the best held-out error so far."""
-        self.history.append(Point(rmse, self.meter.evaluations, self.meter.seconds))
+        self.history.append(self.meter.point(rmse))
 
     def report(self, stopped: str, note: str = "") -> FitReport:
         """What was done and spent until now."""
@@ -67,9 +67,13 @@ class Spending:
     def state_dict(self) -> dict[str, Any]:
         """Costs and history, in plain containers."""
         spent = {kind: list(cost) for kind, cost in self.meter.spent.items()}
-        return {"spent": spent, "history": [list(point) for point in self.history]}
+        history = [[*point[:3], [list(cost) for cost in point.spent]] for point in self.history]
+        return {"spent": spent, "history": history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what a killed run had spent."""
         self.meter.spent = {kind: Cost(*cost) for kind, cost in state["spent"].items()}
-        self.history = [Point(*point) for point in state["history"]]
+        self.history = []
+        for rmse, evaluations, seconds, *spent in state["history"]:  # the last is not in files of older versions
+            kinds = tuple(Cost(*cost) for cost in (spent[0] if spent else ()))
+            self.history.append(Point(rmse, evaluations, seconds, kinds))

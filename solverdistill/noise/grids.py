@@ -30,6 +30,7 @@ from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import EDM, Path, make_path
 
 LARGEST_START = 80.0  # sigma / alpha that lower starts are counted from, where a grid begins at (almost) pure noise
+PAST = 1.5  # a level on a path whose unit is a time that nothing but a mistake begins above
 KINDS = ("polynomial", "logsnr", "time_uniform", "quadratic", "discrete", "flow_shift")
 
 
@@ -145,15 +146,27 @@ def vp_map(sigma_max: float, sigma_min: float, eps: float = 1e-3) -> tuple[float
 def grid_values(grid: Grid | Sequence[float] | Tensor, path: Path) -> tuple[float, ...]:
     """Turn a grid or a list of noise levels into checked numbers, strictly decreasing, in the path's own unit."""
     if isinstance(grid, Grid):
+        _refuse_sigma(grid.start, path)
         values = tuple(grid.values(path).tolist())
     else:
         values = tuple(float(value) for value in (grid.tolist() if isinstance(grid, Tensor) else grid))
     if len(values) < 2:
         raise ValueError(f"a grid needs at least 2 noise levels, not {len(values)}")
+    _refuse_sigma(values[0], path)
     for i, (a, b) in enumerate(zip(values, values[1:], strict=False)):
         if not (math.isfinite(a) and math.isfinite(b) and a > b):
             raise ValueError(f"grid is not strictly decreasing and finite at entry {i}: {a} then {b}")
     return values
+
+
+def _refuse_sigma(level: float, path: Path) -> None:
+    """Refuse a first level that can only be meant as sigma / alpha; learned levels may go slightly past an end."""
+    if level > PAST and not isinstance(path, EDM):
+        meant = float(path.from_half_log_snr(-math.log(level)))
+        raise ValueError(
+            f"level {level:g} is no time of the {path.name} path, whose levels go from 1 (noise) to 0; "
+            f"where sigma / alpha is {level:g} its time is {meant:.6g}"
+        )
 
 
 def nested_grid(rule: Grid, path: Path, extra: int, inner: int = 3) -> tuple[float, ...]:

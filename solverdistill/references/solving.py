@@ -39,7 +39,7 @@ class Reference:
             "dopri5".
         steps: Steps of the fine grid.
         grid: Kind of the fine grid.
-        rho: Its exponent, where it has one.
+        rho: Its exponent, where it has one; None is the usual one of its kind.
         nested: M, the EPD teacher grid instead: M more points in every step of the student's own grid.
         inner: Points of the polynomial cut of each interval of a nested grid; 2 cuts nothing.
         rtol: Relative tolerance of dopri5; None takes 1e-6.

@@ -14,7 +14,7 @@ from typing import Any
 from solverdistill.denoisers.base import Teacher
 from solverdistill.denoisers.guidance import GuidanceRule
 from solverdistill.families.base import Family, Params
-from solverdistill.fits.report import FitReport
+from solverdistill.fits.report import KINDS, Cost, FitReport
 from solverdistill.programs.solver_file import save_solver
 from solverdistill.references.choice import Choice
 from solverdistill.support.files import write_atomically
@@ -56,11 +56,20 @@ def export(output: Path, family: Family, best: Params, last: Params, provenance:
 
 
 def write_reports(path: Path, reports: Sequence[FitReport]) -> None:
-    """Write how every fit came down: a line per state kept, with what the fit had spent until then, as CSV."""
+    """Write how every fit came down: a line per state kept, with what the fit had spent until then, as CSV.
+
+    Columns: fit, rmse, all its evaluations (in forward equivalents) and seconds; then both by kind of work. The
+    teacher's begin with what the references cost that were made before all fits, none where they were cached.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["fit", "rmse", "evaluations", "seconds"])
+    by_kind = [f"{kind}_{what}" for kind in KINDS for what in Cost._fields]
+    writer.writerow(["fit", "rmse", "evaluations", "seconds", *by_kind])
+    made = [report.spent["teacher"] for report in reports if not report.history]
+    evaluations, seconds = sum(cost.evaluations for cost in made), sum(cost.seconds for cost in made)
     for report in reports:
         for point in report.history:
-            writer.writerow([report.fit, *point])
+            teacher, *student = point.spent or (Cost(),) * len(KINDS)
+            costs = [Cost(teacher.evaluations + evaluations, teacher.seconds + seconds), *student]
+            writer.writerow([report.fit, *point[:3], *(number for cost in costs for number in cost)])
     write_atomically(path, stream.getvalue())

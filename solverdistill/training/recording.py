@@ -59,16 +59,17 @@ def make_loggers(options: Mapping[str, Any], run_name: str, output: Path, config
 
         if mode == "offline":
             os.environ.setdefault("WANDB_SILENT", "true")
-        loggers.append(
-            WandbLogger(
-                name=run_name,
-                project=options["project"],
-                save_dir=str(output),
-                offline=mode == "offline",
-                config=config,
-                settings={"silent": True, "console": "off"} if mode == "offline" else None,
-            )
+        logger = WandbLogger(
+            name=run_name,
+            project=options["project"],
+            save_dir=str(output),
+            offline=mode == "offline",
+            config=config,
+            settings={"silent": True, "console": "off"} if mode == "offline" else None,
         )
+        # Lightning passes wandb an argument that does nothing any more and that wandb warns of, whatever its value.
+        vars(logger).get("_wandb_init", {}).pop("anonymous", None)
+        loggers.append(logger)
     return loggers
 
 

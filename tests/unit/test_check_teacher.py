@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from solverdistill.denoisers.base import Teacher
+from solverdistill.noise.paths import Path as NoisePath
 from solverdistill.noise.paths import make_path
-from solverdistill.teachers.checking.bench import NOTE, RIGHT, WRONG, Bench, Finding
+from solverdistill.teachers.checking.bench import CERTAIN, LIKELY, NOTE, RIGHT, UNSURE, WRONG, Bench, Finding, judge
 from solverdistill.teachers.checking.check import check_teacher
 from solverdistill.teachers.checking.sample_files import read_samples
 from solverdistill.teachers.mixture import Mixture, toy_mixture
 from solverdistill.teachers.own.conventions import Convention
+from solverdistill.teachers.own.native_levels import make_schedule, usual_range
 from solverdistill.teachers.own.teacher import OwnTeacher
 
 MIXTURE = toy_mixture()
@@ -27,14 +30,15 @@ RANGES = {"vp": (1.0, 0.001), "flow": (0.99, 0.001)}
 
 
 class Network(nn.Module):
-    """The exact answer on the vp or flow schedule, as a network with its own prediction type and time direction."""
+    """The exact answer on a schedule, as a network with its own prediction type and direction or unit of time."""
 
-    def __init__(self, schedule: str, prediction: str, reverse: bool = False) -> None:
+    def __init__(self, schedule: str | NoisePath, prediction: str, reverse: bool = False, steps: int = 0) -> None:
         super().__init__()
-        self.path, self.prediction, self.reverse = make_path(schedule), prediction, reverse
+        self.path, self.prediction, self.reverse, self.steps = make_path(schedule), prediction, reverse, steps
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        a, s = self.path.alpha_sigma(1 - time.double() if self.reverse else time.double())
+        share = (time.double() + 1) / self.steps if self.steps else time.double()
+        a, s = self.path.alpha_sigma(1 - share if self.reverse else share)
         y = x.double()
         denoised = MIXTURE(y, a, s)
         a, s = a[:, None], s[:, None]
@@ -64,7 +68,7 @@ def wrong(found: dict[str, Finding]) -> set[str]:
 def test_right_settings_pass(schedule: str, prediction: str, data: Tensor | None) -> None:
     found = findings(teacher(Network(schedule, prediction), schedule, prediction), data)
     assert wrong(found) == set()
-    assert found["prediction, time"].verdict == RIGHT
+    assert found["prediction, time, schedule"].verdict == RIGHT
     assert found["scaling"].verdict == (NOTE if data is None else RIGHT)
     assert found["gradient in level"].verdict == RIGHT and found["forward mode"].verdict == RIGHT
 
@@ -72,7 +76,7 @@ def test_right_settings_pass(schedule: str, prediction: str, data: Tensor | None
 def test_teachers_that_bring_their_settings_pass() -> None:
     for data in (None, DATA):
         found = findings(MIXTURE, data)
-        assert wrong(found) == set() and found["prediction, time"].measured == "not tried"
+        assert wrong(found) == set() and found["prediction, time, schedule"].measured == "not tried"
     classes = Mixture(torch.eye(4) * 2, torch.ones(4), torch.full((4,), 0.2), labels=[0, 0, 1, 1])
     assert wrong(findings(classes)) == set()
 
@@ -84,8 +88,8 @@ def test_teachers_that_bring_their_settings_pass() -> None:
 )
 def test_a_wrong_prediction_type_is_told(schedule: str, true: str, said: str, data: Tensor | None) -> None:
     found = findings(teacher(Network(schedule, true), schedule, said), data)
-    assert found["prediction, time"].verdict == WRONG
-    assert f"read with prediction={true};" in found["prediction, time"].sentence
+    assert found["prediction, time, schedule"].verdict == WRONG
+    assert f"read with prediction={true};" in found["prediction, time, schedule"].sentence
     assert "denoising" in wrong(found)
 
 
@@ -93,15 +97,45 @@ def test_a_wrong_prediction_type_is_told(schedule: str, true: str, said: str, da
 @pytest.mark.parametrize("schedule", ["vp", "flow"])
 def test_a_reversed_time_is_told(schedule: str, data: Tensor | None) -> None:
     found = findings(teacher(Network(schedule, "v", reverse=True), schedule, "v"), data)
-    assert "read with time=reversed;" in found["prediction, time"].sentence
-    assert {"prediction, time", "denoising"} <= wrong(found)
+    assert "read with time=reversed;" in found["prediction, time, schedule"].sentence
+    assert "prediction, time, schedule" in wrong(found) and (data is None or "denoising" in wrong(found))
+
+
+LINEAR = "{name:discrete,beta_schedule:linear,beta_start:1e-4,beta_end:0.02,steps:1000}"
+BETAS = {"name": "discrete", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
+
+
+@pytest.mark.parametrize("data", [None, DATA], ids=["generated", "given"])
+@pytest.mark.parametrize(
+    ("true", "said", "prediction", "advice"),
+    [
+        ("vp", "cosine", "v", ["noise_schedule=vp"]),
+        ("vp", "flow", "eps", ["noise_schedule=vp"]),
+        ("flow", "vp", "v", ["noise_schedule=flow"]),
+        ("cosine", "vp", "v", ["noise_schedule=cosine"]),
+        ("edm", "vp", "denoised", ["noise_schedule=edm"]),
+        (BETAS, "discrete", "eps", [f"noise_schedule={LINEAR}", "noise_schedule=vp time=schedule"]),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_wrong_schedule_is_told(
+    true: Any, said: str, prediction: str, advice: list[str], data: Tensor | None
+) -> None:
+    path, own = make_schedule(true), make_schedule(said)
+    time = "index" if own.name == "discrete" else "schedule"
+    start, end = usual_range(own)
+    ends = (0.99 if prediction == "eps" and own.name != "discrete" else start, end)
+    network = Network(path, prediction, steps=1000 if time == "index" else 0)
+    found = findings(OwnTeacher(network, Convention(prediction, time), own, (6,), ends), data)
+    assert found["prediction, time, schedule"].verdict == WRONG
+    assert any(f"read with {words};" in found["prediction, time, schedule"].sentence for words in advice)
 
 
 @pytest.mark.parametrize("data", [None, DATA], ids=["generated", "given"])
 def test_a_wrong_unit_of_time_is_told(data: Tensor | None) -> None:
     found = findings(teacher(Network("vp", "v"), "vp", "v", time_scale=1000.0), data)
-    assert found["prediction, time"].verdict == WRONG
-    assert "read with time_scale=1;" in found["prediction, time"].sentence
+    assert found["prediction, time, schedule"].verdict == WRONG
+    assert "read with time_scale=1;" in found["prediction, time, schedule"].sentence
 
 
 @pytest.mark.parametrize(
@@ -111,14 +145,18 @@ def test_a_wrong_unit_of_time_is_told(data: Tensor | None) -> None:
 def test_a_wrong_scaling_is_told(data: Tensor, unit: str) -> None:
     found = findings(teacher(Network("vp", "eps"), "vp", "eps"), data)
     assert found["scaling"].verdict == WRONG and f"better as {unit}," in found["scaling"].sentence
-    assert found["prediction, time"].verdict == NOTE
+    assert found["prediction, time, schedule"].verdict == NOTE
 
 
 def test_a_wrong_noise_range_is_told() -> None:
     found = findings(teacher(Network("vp", "v"), "vp", "v", noise_range=(0.15, 0.001)), DATA)
-    assert wrong(found) == {"first level"} and "begins too low" in found["first level"].sentence
+    assert wrong(found) == {"first level"}
+    (start,) = re.findall(r"begins too low \(beginning at (\S+) mends it\)", found["first level"].sentence)
+    assert wrong(findings(teacher(Network("vp", "v"), "vp", "v", noise_range=(float(start), 0.001)), DATA)) == set()
     found = findings(teacher(Network("vp", "v"), "vp", "v", noise_range=(1.0, 0.2)), DATA)
-    assert wrong(found) == {"last level"} and "ends too high" in found["last level"].sentence
+    assert wrong(found) == {"last level"}
+    (end,) = re.findall(r"ends too high \(ending at (\S+) mends it\)", found["last level"].sentence)
+    assert wrong(findings(teacher(Network("vp", "v"), "vp", "v", noise_range=(1.0, float(end))), DATA)) == set()
 
 
 class Faulty(Network):
@@ -173,6 +211,51 @@ def test_a_detached_time_is_noted() -> None:
 
     found = findings(teacher(EpsOfDetached(), "vp", "eps"), DATA)
     assert found["gradient in level"].verdict == NOTE and wrong(found) == set()
+
+
+class Trained(Network):
+    """The exact velocity, but where there is hardly any noise, which training hardly sees."""
+
+    error = 1.0
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return super().forward(x, time) + self.error * torch.exp(-time / 0.01)[:, None].to(x.dtype) * x
+
+
+@pytest.mark.parametrize("data", [None, DATA], ids=["generated", "given"])
+@pytest.mark.parametrize("error", [1.0, 4.0])
+def test_a_trained_network_is_not_blamed_for_errors_that_no_sample_shows(error: float, data: Tensor | None) -> None:
+    network = Trained("flow", "flow")
+    network.error = error
+    found, curve = check_teacher(Bench(teacher(network, "flow", "flow", noise_range=(1.0, 0.0002)), data))
+    assert curve.error[-1] > 1.15 * curve.ratio[-1]  # worse than leaving the state as it is
+    assert wrong({finding.check: finding for finding in found}) == set()
+    assert found[1].verdict == RIGHT
+
+
+def test_verdicts_say_how_sure_they_are() -> None:
+    few = torch.tensor([1.0, -0.5, 2.0, -0.4], dtype=torch.float64)
+    assert judge(few) == (True, UNSURE) and judge(-few) == (False, UNSURE)
+    assert judge(few.repeat(8)) == (True, LIKELY) and judge(few.repeat(40)) == (True, CERTAIN)
+    assert judge(torch.tensor([1.0, float("nan")])) == (True, CERTAIN)
+    assert judge(torch.ones(1)) == (True, UNSURE) and judge(torch.full((3,), -2.0)) == (False, CERTAIN)
+    generated = findings(teacher(Network("vp", "eps"), "vp", "v"))["prediction, time, schedule"]
+    given = findings(teacher(Network("vp", "eps"), "vp", "v"), DATA)["prediction, time, schedule"]
+    assert (generated.verdict, generated.sure) == (WRONG, LIKELY) and (given.verdict, given.sure) == (WRONG, CERTAIN)
+
+
+def test_what_denoises_under_no_reading_gets_no_advice() -> None:
+    torch.manual_seed(0)
+    last = nn.Linear(32, 6)
+    nn.init.normal_(last.weight)
+    network = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), last)
+    for data in (None, DATA):
+        found = findings(
+            OwnTeacher(network, Convention("v", "schedule", call=("x",)), make_path("vp"), (6,), (1.0, 0.001)), data
+        )
+        assert "denoising" in wrong(found) and found["denoising"].sure == LIKELY
+        assert "no other reading that was tried mends it; was it trained?" in found["denoising"].sentence
+        assert found["prediction, time, schedule"].verdict != WRONG
 
 
 class Absolute(Teacher):

@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from solverdistill.denoisers.guidance import make_guided
-from solverdistill.noise.paths import Flow
+from solverdistill.noise.grids import Grid, grid_values
+from solverdistill.noise.paths import EDM, Flow
 from solverdistill.objectives.rollout import Trajectory
 from solverdistill.teachers.mixture import Mixture, toy_mixture
 from solverdistill.teachers.own.load import load_own
-from solverdistill.training.configuration import check_config, make_student
+from solverdistill.training.configuration import check_config, make_student, make_target_settings
 from solverdistill.training.descent import make_objective
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -76,7 +77,8 @@ def test_guidance_is_a_number_or_a_mapping() -> None:
 
 
 def test_a_data_range_is_two_ascending_numbers() -> None:
-    settings: dict[str, Any] = {"target": "torch.nn.Identity", "shape": [6], "prediction": "v", "noise_schedule": "vp"}
+    network = {"target": "torch.nn.Identity", "shape": [6], "call": "x"}
+    settings: dict[str, Any] = {**network, "prediction": "v", "noise_schedule": "vp"}
     assert load_own(**settings).data_range == toy_mixture().data_range == (-1.0, 1.0)
     teacher = load_own(**settings, data_range=[0, 255])
     assert teacher.data_range == (0.0, 255.0)
@@ -86,3 +88,21 @@ def test_a_data_range_is_two_ascending_numbers() -> None:
     for wrong in ([1.0, -1.0], [0.0], [0.0, 0.5, 1.0]):
         with pytest.raises(ValueError, match="model.data_range must be two ascending numbers"):
             load_own(**settings, data_range=wrong)
+
+
+def test_the_grid_of_a_reference_has_the_exponent_of_its_own_kind() -> None:
+    """Noise levels decide the cache, so the default's are those that it always had."""
+    edm, flow = (EDM(), (80.0, 0.002)), (Flow(), (0.99, 0.001))
+
+    def levels(path: tuple[Any, Any], *overrides: str) -> tuple[float, ...]:
+        return make_target_settings(composed(*overrides)["targets"]).reference.levels(*path)
+
+    uniform = "targets.reference.grid=time_uniform"
+    for path, ends in (edm, flow):
+        assert levels((path, ends)) == grid_values(Grid("polynomial", 40, *ends, rho=7.0), path)
+        assert levels((path, ends), uniform) == grid_values(Grid("time_uniform", 40, *ends, rho=1.0), path)
+        assert levels((path, ends), uniform, "targets.reference.rho=3.0") == grid_values(
+            Grid("time_uniform", 40, *ends, rho=3.0), path
+        )
+    steps = torch.tensor(levels(flow, uniform), dtype=torch.float64).diff()
+    torch.testing.assert_close(steps, torch.full_like(steps, (0.001 - 0.99) / 40), rtol=0, atol=1e-12)

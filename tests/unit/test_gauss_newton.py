@@ -188,9 +188,8 @@ def test_evaluations_are_counted() -> None:
     known, (start, *_) = replace(settings, jacobian="sketch"), report.history
     counted = Counted(toy_mixture())
     _, told = fit_gauss_newton(family, counted, batch, batch, known, error=start.rmse)
-    assert counted.images == 2 * 8 * 3 and told.history[0] == start._replace(
-        seconds=told.history[0].seconds, evaluations=0
-    )
+    assert counted.images == 2 * 8 * 3
+    assert told.history[0][:2] == (start.rmse, 0) and not any(cost.evaluations for cost in told.history[0].spent)
 
 
 def test_a_budget_and_checkpointing() -> None:

@@ -49,7 +49,7 @@ def test_an_import_of_an_old_path_is_the_new_object(old: str) -> None:
         ("solverdistill.search_loss.PublishedDSS", {}),
         (
             "solverdistill.teachers.callable.load_own",
-            {"target": "torch.nn.Identity", "shape": [2], "prediction": "eps", "noise_schedule": "vp"},
+            {"target": "torch.nn.Identity", "shape": [2], "prediction": "eps", "noise_schedule": "vp", "call": "x"},
         ),
     ],
 )

@@ -270,4 +270,4 @@ class _Fit:
         return drawn
 
     def _point(self, error: float) -> Point:
-        return Point(error, self.meter.evaluations, self.meter.seconds)
+        return self.meter.point(error)

@@ -184,4 +184,4 @@ class _Search:
         return error if error < KEEP else KEEP
 
     def _point(self, error: float) -> Point:
-        return Point(error, self.meter.evaluations, self.meter.seconds)
+        return self.meter.point(error)

@@ -161,7 +161,7 @@ class _Race:
         start = next(one.rmse for one in final if one.fitted is configured)
         winner = final[0].fitted
         ranks, on = (last, FACTOR * more) if winner is last[0].fitted else (final, len(self.held_out.noise))
-        history = [Point(start, 0, 0.0), Point(final[0].rmse, self.meter.evaluations, self.meter.seconds)]
+        history = [Point(start, 0, 0.0), self.meter.point(final[0].rmse)]
         note = _note(ranks, min(on, len(self.held_out.noise)), begun - 1)
         report = FitReport.of("race", history, self.meter, "all rounds done", note)
         return winner.student, winner.params, report

@@ -15,16 +15,27 @@ from solverdistill.noise.grids import Grid
 from solverdistill.noise.levels import Level
 
 RIGHT, WRONG, NOTE = "right", "wrong", "note"
+CERTAIN, LIKELY, UNSURE = "certain", "likely", "unsure"
+SURE = ((4.0, CERTAIN), (2.0, LIKELY))  # standard errors between a mean over samples and what is allowed
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: its name, a verdict (`RIGHT`, `WRONG` or `NOTE`), what was measured, and a sentence."""
+    """One check.
+
+    Args:
+        check: Its name.
+        verdict: `RIGHT`, `WRONG` or `NOTE`.
+        measured: What was measured.
+        sentence: What it means, and the way out.
+        sure: How sure the verdict is: `CERTAIN`, `LIKELY` or `UNSURE`.
+    """
 
     check: str
     verdict: str
     measured: str
     sentence: str
+    sure: str = CERTAIN
 
 
 class Bench:
@@ -65,8 +76,9 @@ class Bench:
         self.std = float(self.data.var(0).mean().sqrt())
 
     def of(self, teacher: Teacher) -> Bench:
-        """The same kind of bench for another teacher, on samples of its own."""
-        return Bench(teacher, None, self.cond, len(self.data), self.seed, self.device, steps=20)
+        """The same kind of bench for another teacher, on the given data or else on samples of its own."""
+        data = self.data if self.given else None
+        return Bench(teacher, data, self.cond, len(self.data), self.seed, self.device, steps=20)
 
     def noise(self, count: int | None = None) -> Tensor:
         """Unit-normal noise. Shape: (count, *shape), as many as there are samples by default."""
@@ -125,11 +137,24 @@ class Bench:
         return sample, heun(y, clock[::-1]) / scale if back else None
 
 
-def geometric(errors: list[float]) -> float:
-    """Geometric mean; infinite where an error is not finite."""
-    if not all(math.isfinite(error) for error in errors):
-        return math.inf
-    return math.exp(sum(math.log(max(error, 1e-12)) for error in errors) / len(errors))
+def judge(excess: Tensor) -> tuple[bool, str]:
+    """Whether samples exceed what is allowed in the mean, and how sure that is.
+
+    Args:
+        excess: What is measured less what is allowed, of every sample. Shape: (samples,).
+    """
+    values = excess.double()
+    mean = float(values.mean())
+    if not math.isfinite(mean):
+        return True, CERTAIN
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    errors = abs(mean) / max(error, 1e-300)
+    return mean > 0, next((sure for enough, sure in SURE if errors >= enough), UNSURE)
+
+
+def squares(difference: Tensor) -> Tensor:
+    """Mean square of every sample. Shape: (samples,)."""
+    return difference.double().square().flatten(1).mean(1)
 
 
 def rms(difference: Tensor) -> float:

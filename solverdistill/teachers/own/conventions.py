@@ -28,6 +28,7 @@ class Convention:
         call: The network's arguments in their order, from x, time and label; "name=time" passes by keyword.
         condition: How a class is given: "index", or "onehot" with a row of zeros for no class.
         null_label: Index that means no class; None for a network that always has one.
+        time_shape: Shape of one sample's time: () for times of shape (batch,), (1,) for (batch, 1), and so on.
     """
 
     prediction: str
@@ -38,12 +39,15 @@ class Convention:
     call: tuple[str, ...] = ("x", "time")
     condition: str = "index"
     null_label: int | None = None
+    time_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name, known in (("prediction", PREDICTIONS), ("time", TIMES), ("condition", ("index", "onehot"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"model.{name} {getattr(self, name)!r} is unknown; known: {', '.join(known)}")
+        if any(size != 1 for size in self.time_shape):
+            raise ValueError(f"model.time_shape {list(self.time_shape)} must list ones, as [1] for times (batch, 1)")
         for argument in self.call:
             if argument.split("=")[-1] not in ARGUMENTS or argument.count("=") > 1:
                 raise ValueError(f"model.call names {argument!r}; it may hold x, time, label and keyword=time")

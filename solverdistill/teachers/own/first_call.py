@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,7 +20,27 @@ from solverdistill.teachers.own.teacher import OwnTeacher
 
 SHARES = (0.5, 0.0, 0.3, 0.8)  # of the way from the first noise level to the last, by their logarithms
 FUNCTION_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-COLUMNS = "takes times of shape (batch, 1): wrap a function that calls it with time[:, None]"
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+# What an operation says that exists on an accelerator alone.
+ELSEWHERE = ("not implemented for", "cuda", "triton", "flash")
+
+
+def begin(teacher: OwnTeacher) -> None:
+    """Find how the network runs and call it, before anything long begins; see `check_first_call`.
+
+    A network whose operations exist on an accelerator alone is left to its first call there.
+    """
+    tensor = next(chain(teacher.network.parameters(), teacher.network.buffers()), None)
+    try:
+        if tensor is None:
+            settle_function(teacher)
+        else:
+            teacher.levels.to(tensor.device)
+        check_first_call(teacher)
+    except ValueError as error:
+        on_cpu = tensor is not None and tensor.device.type == "cpu"
+        if not on_cpu or not any(word in str(error.__cause__).lower() for word in ELSEWHERE):
+            raise
 
 
 def check_first_call(teacher: OwnTeacher) -> None:
@@ -36,7 +58,9 @@ def check_first_call(teacher: OwnTeacher) -> None:
         output = _answer(teacher, x, time, cond)
         again = _answer(teacher, x.detach(), time, cond)
     if not bool(output.isfinite().all()):
-        raise ValueError(f"the network of {teacher.name} returns numbers that are not finite for noise")
+        name = next((name for name, other in teacher.variants().items() if "time" in name and _finite(other)), None)
+        way_out = f"; with {name} they are" if name else ""
+        raise ValueError(f"the network of {teacher.name} returns numbers that are not finite for noise{way_out}")
     size = float(output.detach().double().abs().max())
     if float((output - again).detach().double().abs().max()) > 0.01 * size:
         raise ValueError(
@@ -45,10 +69,18 @@ def check_first_call(teacher: OwnTeacher) -> None:
         )
     if not output.requires_grad:
         warnings.warn(
-            f"no gradient reaches the input of {teacher.name}: torch.no_grad() or detach() inside of the network "
-            "leaves nothing to fits that differentiate it",
-            stacklevel=4,
+            f"no gradient reaches the input of {teacher.name}: take torch.no_grad(), inference_mode() or detach() out "
+            "of it, or take fits that do not differentiate it (fit=race)",
+            stacklevel=5,
         )
+
+
+def _finite(teacher: OwnTeacher) -> bool:
+    try:
+        with torch.no_grad():
+            return all(bool(_answer(teacher, *_question(teacher, share)).isfinite().all()) for share in SHARES)
+    except ValueError:
+        return False
 
 
 def settle_function(teacher: OwnTeacher) -> None:
@@ -118,8 +150,9 @@ def _answer(teacher: OwnTeacher, x: Tensor, time: Tensor, cond: Tensor | None) -
     try:
         return teacher.read(output, x)
     except ValueError:
-        if _takes_columns(teacher, x, time, cond):
-            raise ValueError(f"the network of {teacher.name} {COLUMNS}") from None
+        shape = _other_times(teacher, x, time, cond)
+        if shape:
+            raise ValueError(f"the network of {teacher.name} {_columns(shape)}") from None
         raise
 
 
@@ -128,26 +161,46 @@ def _call(teacher: OwnTeacher, x: Tensor, time: Tensor, cond: Tensor | None) -> 
     return teacher.network.network(*positional, **keyword)
 
 
-def _takes_columns(teacher: OwnTeacher, x: Tensor, time: Tensor, cond: Tensor | None) -> bool:
+def _other_times(teacher: OwnTeacher, x: Tensor, time: Tensor, cond: Tensor | None) -> tuple[int, ...]:
+    """The shape of a sample's time with which the network works; () where none does."""
+    own = teacher.convention
     try:
-        teacher.read(_call(teacher, x, time[:, None], cond), x)
-    except Exception:
-        return False
-    return True
+        for shape in ((), (1,), (1,) * len(teacher.shape)):
+            if shape == own.time_shape:
+                continue
+            teacher.convention = replace(own, time_shape=shape)
+            try:
+                teacher.read(_call(teacher, x, time, cond), x)
+            except Exception:
+                continue
+            return shape
+    finally:
+        teacher.convention = own
+    return ()
+
+
+def _columns(shape: tuple[int, ...]) -> str:
+    sizes = ", ".join(["batch", *map(str, shape)])
+    return f"takes times of shape ({sizes}): say time_shape=[{','.join(map(str, shape))}]"
 
 
 def _explain(teacher: OwnTeacher, error: Exception, x: Tensor, time: Tensor, cond: Tensor | None) -> str:
     """What is wrong with the call that gave an error."""
     network, call = teacher.network.network, teacher.convention.call
     positional, keyword = teacher.arguments(x, time, cond)
+    more = ""
     try:
-        inspect.signature(getattr(network, "function", network.forward)).bind(*positional, **keyword)
+        signature = inspect.signature(getattr(network, "function", network.forward))
+        bound = signature.bind(*positional, **keyword).arguments
+        names = [name for name, what in signature.parameters.items() if name not in bound and what.kind not in VARIABLE]
+        more = f"; it takes {', '.join(names)} too, which call= can name and num_classes= make" if names else ""
     except TypeError as wrong:
         hint = "say in call= what it takes, and in num_classes= how many labels it knows"
         return f"cannot be called with ({', '.join(call)}): {wrong}; {hint}"
     except ValueError:  # a function of C has no signature
         pass
-    if _takes_columns(teacher, x, time, cond):
-        return COLUMNS
+    shape = _other_times(teacher, x, time, cond)
+    if shape:
+        return _columns(shape)
     given = [f"{tuple(value.shape)} {value.dtype}" for value in (*positional, *keyword.values())]
-    return f"fails on ({', '.join(call)}) = ({', '.join(given)}): {' '.join(str(error).split())}"
+    return f"fails on ({', '.join(call)}) = ({', '.join(given)}): {' '.join(str(error).split())}{more}"

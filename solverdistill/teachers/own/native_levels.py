@@ -40,6 +40,7 @@ from solverdistill.noise.paths import EDM, VP, Cosine, Discrete, Flow, Path, mak
 
 PREDICTIONS = ("eps", "v", "flow", "denoised")
 MAX_BETA = 0.999
+NOISE_RANGES = {"edm": (80.0, 0.002), "flow": (1.0, 0.001), "vp": (1.0, 0.001), "cosine": (0.99, 0.001)}
 
 
 def make_schedule(spec: str | Mapping[str, Any] | Path) -> Path:
@@ -67,6 +68,45 @@ def make_schedule(spec: str | Mapping[str, Any] | Path) -> Path:
                 "noise or give the schedule without zero terminal SNR"
             )
     return path
+
+
+def usual_range(path: Path) -> tuple[float, float]:
+    """Largest and smallest level that networks on a schedule are usually sampled between, in its own unit."""
+    return (1.0, 1 / path.steps) if isinstance(path, Discrete) else NOISE_RANGES[path.name]
+
+
+def choose_range(
+    path: Path, noise_range: Sequence[float] | None, as_sigma: Sequence[float] | None
+) -> tuple[float, float]:
+    """The noise range that is stated, in the path's own unit, or the usual one.
+
+    Args:
+        path: The noise schedule.
+        noise_range: Largest and smallest level in its own unit.
+        as_sigma: Largest and smallest sigma / alpha, instead.
+    Raises:
+        ValueError: both are given, one is not two decreasing numbers, or the schedule has no such levels.
+    """
+    if noise_range is None and as_sigma is None:
+        return usual_range(path)
+    if noise_range is not None and as_sigma is not None:
+        raise ValueError("model.noise_range and model.noise_range_sigma say the same; give one of them")
+    name, given = ("noise_range", noise_range) if as_sigma is None else ("noise_range_sigma", as_sigma)
+    levels = [float(level) for level in given or ()]
+    if len(levels) != 2 or not levels[0] > levels[1] >= 0:
+        raise ValueError(f"model.{name} {list(given or ())} must be two numbers, the largest level and the smallest")
+    start, end = (
+        levels if as_sigma is None else (float(path.from_half_log_snr(-math.log(s))) if s else 0.0 for s in levels)
+    )
+    if isinstance(path, EDM) or start <= 1 + 1e-6:
+        return start, end
+    if as_sigma is not None:
+        most = math.exp(-float(path.half_log_snr(1.0)))
+        raise ValueError(f"model.noise_range_sigma begins at {levels[0]:g}, and the {path.name} schedule at {most:.6g}")
+    raise ValueError(
+        f"model.noise_range {levels} begins at {start:g}, but levels of the {path.name} schedule are times between 1 "
+        f"(noise) and 0; for sigma / alpha say model.noise_range_sigma=[{levels[0]:g},{levels[1]:g}]"
+    )
 
 
 def _discrete_options(options: dict[str, Any]) -> dict[str, Any]:

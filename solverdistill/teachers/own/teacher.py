@@ -15,7 +15,7 @@ that every level it tells is one of the table.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from torch._C._functorch import peek_interpreter_stack
 from solverdistill.denoisers.base import Teacher, per_sample
 from solverdistill.noise.paths import EDM, Path
 from solverdistill.teachers.own.conventions import Convention
-from solverdistill.teachers.own.native_levels import PREDICTIONS, NativeLevels
+from solverdistill.teachers.own.native_levels import NativeLevels
+from solverdistill.teachers.own.readings import Reading, readings
 from solverdistill.teachers.running import FrozenNetwork, Running
 
 
@@ -102,26 +103,9 @@ class OwnTeacher(Teacher):
         return self.levels.output(self.prediction, alpha, sigma, self.convention.time == "reversed")
 
     def variants(self) -> dict[str, OwnTeacher]:
-        """The same network under every other convention that its schedule allows, named by what differs."""
-        found: dict[str, OwnTeacher] = {}
-        times = [self.convention.time, "schedule", "reversed"]
-        times += ["index"] if self.levels.count and not self.convention.discrete_times else []
-        times = times[:1] if self.convention.discrete_times else list(dict.fromkeys(times))
-        for time in times:
-            for prediction in PREDICTIONS:
-                own = replace(self.convention, prediction=prediction, time=time)
-                name = " ".join(
-                    f"{key}={getattr(own, key)}" for key in ("prediction", "time")
-                    if getattr(own, key) != getattr(self.convention, key)
-                )  # fmt: skip
-                try:
-                    found[name] = self._with(own)
-                except ValueError:
-                    continue
-        for factor in (1000.0, 0.001) if not self.convention.discrete_times else ():
-            scale = self.convention.time_scale * factor
-            found[f"time_scale={scale:g}"] = self._with(replace(self.convention, time_scale=scale))
-        return {name: teacher for name, teacher in found.items() if name}
+        """The same network under every other convention that a user may have meant, named by what to set."""
+        own = readings(self.convention, self.path, self.noise_range)
+        return {other.name: self._with(other) for other in own}
 
     def null_cond(self, cond: Any) -> Any:
         if self.convention.condition == "index" and self.convention.null_label is None:
@@ -130,12 +114,15 @@ class OwnTeacher(Teacher):
 
     def description(self) -> dict[str, Any]:
         convention = {name: value for name, value in asdict(self.convention).items() if name != "prediction"}
+        if not self.convention.time_shape:  # as in descriptions, and caches, from before there were others
+            del convention["time_shape"]
         return {**super().description(), **convention, "call": list(self.convention.call), **self.origin}
 
-    def _with(self, convention: Convention) -> OwnTeacher:
-        ends = self.noise_range
-        made = OwnTeacher(self.network, convention, self.path, self.shape, ends, self.name, self.num_classes)
+    def _with(self, other: Reading) -> OwnTeacher:
+        shape, ends = self.shape, other.noise_range
+        made = OwnTeacher(self.network, other.convention, other.path, shape, ends, self.name, self.num_classes)
         made.dtype = self.dtype
+        made.levels.to(self.levels.log_alphas.device)
         return made
 
     def arguments(self, x: Tensor, time: Tensor, cond: Any = None) -> tuple[list[Any], dict[str, Any]]:
@@ -149,7 +136,7 @@ class OwnTeacher(Teacher):
         own = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), self.dtype or x.dtype)
         if not self.convention.discrete_times:
             time = time.to(torch.promote_types(own, torch.float32))
-        values: dict[str, Any] = {"x": x.to(own), "time": time}
+        values: dict[str, Any] = {"x": x.to(own), "time": time.view(-1, *self.convention.time_shape)}
         positional, keyword = [], {}
         for argument in self.convention.call:
             key, _, what = argument.rpartition("=")

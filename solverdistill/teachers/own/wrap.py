@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from solverdistill.denoisers.base import Teacher
 from solverdistill.noise.paths import Discrete
 from solverdistill.noise.paths import Path as NoisePath
 from solverdistill.teachers.own.conventions import Convention
-from solverdistill.teachers.own.first_call import answers, check_first_call, settle_function
-from solverdistill.teachers.own.native_levels import make_schedule
+from solverdistill.teachers.own.first_call import answers, begin
+from solverdistill.teachers.own.native_levels import choose_range, make_schedule
 from solverdistill.teachers.own.sharing import shared_view
 from solverdistill.teachers.own.teacher import OwnTeacher
 from solverdistill.teachers.running import FrozenNetwork, Running
-
-NOISE_RANGES = {"edm": (80.0, 0.002), "flow": (1.0, 0.001), "vp": (1.0, 0.001), "cosine": (0.99, 0.001)}
 
 
 class LiveTeacher(OwnTeacher):
@@ -49,6 +46,8 @@ def wrap(
     data_range: Sequence[float] = (-1.0, 1.0),
     name: str | None = None,
     running: Running | Mapping[str, Any] | None = None,
+    time_shape: Sequence[int] | int = (),
+    noise_range_sigma: Sequence[float] | None = None,
 ) -> OwnTeacher:
     """Make a teacher from a module or a function, by saying what it was trained on.
 
@@ -76,6 +75,8 @@ def wrap(
         data_range: Values of black and white in the network's data, for figures.
         name: Name in files and tables; None is that of its class or of the function.
         running: How the network is run.
+        time_shape: See `Convention`.
+        noise_range_sigma: Largest and smallest sigma / alpha, instead of `noise_range`.
     Raises:
         ValueError: the settings do not go together, or the network cannot be called as they say.
     """
@@ -94,34 +95,35 @@ def wrap(
         call=tuple(word.replace(" ", "") for word in words),
         condition=condition,
         null_label=null_label,
+        time_shape=(time_shape,) if isinstance(time_shape, int) else tuple(time_shape),
     )
     if (num_classes > 0) != any(word.endswith("label") for word in convention.call):
         raise ValueError(f"model.num_classes={num_classes} does not go with model.call={list(convention.call)}")
-    if noise_range is None:
-        noise_range = (1.0, 1 / path.steps) if isinstance(path, Discrete) else NOISE_RANGES[path.name]
-    ends = float(noise_range[0]), float(noise_range[1])
+    ends = choose_range(path, noise_range, noise_range_sigma)
     black, white = (float(value) for value in data_range) if len(data_range) == 2 else (0.0, 0.0)
     if not black < white:
         raise ValueError(f"model.data_range must be two ascending numbers, not {list(data_range)}")
-    sample = tuple(int(size) for size in shape)
+    sample = _sample_shape(shape)
     label, origin = name or _label(network), {"target": _dotted(network)}
     if isinstance(network, FrozenNetwork):
         teacher = OwnTeacher(network, convention, path, sample, ends, label, num_classes, running, origin)
     else:
         view = shared_view(network)
         teacher = LiveTeacher(view, convention, path, sample, ends, label, num_classes, running, origin)
-        _begin(teacher)
+        begin(teacher)
     teacher.data_range = black, white
     return teacher
 
 
-def _begin(teacher: OwnTeacher) -> None:
-    tensor = next(chain(teacher.network.parameters(), teacher.network.buffers()), None)
-    if tensor is None:
-        settle_function(teacher)
-    else:
-        teacher.levels.to(tensor.device)
-    check_first_call(teacher)
+def _sample_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        side = shape if isinstance(shape, int) else 28
+        raise ValueError(
+            f"model.shape={shape} must list the sizes of one sample without the batch, as [1,{side},{side}] for an "
+            f"image of one channel or [{side}] for a vector"
+        )
+    return sizes
 
 
 def _named(network: Callable[..., Any]) -> Any:
