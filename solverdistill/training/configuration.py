@@ -112,22 +112,25 @@ def make_target_settings(options: Mapping[str, Any]) -> TargetSettings:
 
 
 def make_student(solver: Mapping[str, Any], teacher: Teacher) -> Student:
-    """Build the family of a solver config at exactly its nfe, on the teacher's path.
+    """Build the family of a solver config at exactly its nfe, or its depth, on the teacher's path.
 
     `solver.grid` is a rule, whose ends are the teacher's noise range unless stated, or a list of noise levels (on the
     command line `~solver.grid '+solver.grid=[80.0,1.5,0.002]'`: hydra puts no list in the place of a rule), all in the
     unit of `solver.path` where the student has a path of its own.
     """
     options = deepcopy(dict(solver))
-    name, nfe, grid, path = (options.pop(key, None) for key in ("name", "nfe", "grid", "path"))
-    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
-        raise TypeError(f"solver.nfe must be an integer of at least 1, not {nfe!r}")
+    name, nfe, depth, grid, path = (options.pop(key, None) for key in ("name", "nfe", "depth", "grid", "path"))
+    if nfe is not None and depth is not None:
+        raise ValueError(f"solver.nfe={nfe} and solver.depth={depth} both say what a sample costs; set one to null")
+    cost, wanted = ("nfe", nfe) if depth is None else ("depth", depth)
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise TypeError(f"solver.{cost} must be an integer of at least 1, not {wanted!r}")
     path = teacher.path if path is None else make_path(path)
     if isinstance(grid, list):
         for level in grid:
             if isinstance(level, bool) or not isinstance(level, (int, float)):
                 raise TypeError(f"solver.grid must be a rule or a list of noise levels, which {level!r} is not")
-        return check_pure_noise(Student.build(name, nfe, grid, path, options), teacher)
+        return check_pure_noise(Student.build(name, wanted, grid, path, options, cost), teacher)
     stated = dict(grid or {})
     if not {"start", "end"} <= set(stated):
         start, end = teacher.noise_range_on(path)
@@ -136,7 +139,7 @@ def make_student(solver: Mapping[str, Any], teacher: Teacher) -> Student:
         rule = Grid(**stated)
     except TypeError as error:
         raise ValueError(f"solver.grid cannot be used: {error}") from None
-    return check_pure_noise(Student.build(name, nfe, rule, path, options), teacher)
+    return check_pure_noise(Student.build(name, wanted, rule, path, options, cost), teacher)
 
 
 def check_pure_noise(student: Student, teacher: Teacher) -> Student:

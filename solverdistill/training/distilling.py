@@ -84,7 +84,7 @@ def distill(
     config = configure(teacher, solver, nfe, {name: value for name, value in groups.items() if value is not None})
     config.update(seed=seed, guidance=dict(guidance) if isinstance(guidance, Mapping) else guidance)
     live = teacher if isinstance(teacher, Teacher) else None
-    student = as_student(solver) if isinstance(solver, Family) else None
+    student = Student.of(solver) if isinstance(solver, Family) else None
     shown = (sys.stdout.isatty() or "ipykernel" in sys.modules) if progress is None else progress
     with quiet_lightning(), own_randomness(seed):
         run = Run.of(config, live, student)
@@ -178,12 +178,6 @@ def change(config: dict[str, Any], settings: Settings, where: str) -> None:
             change(config[key], value, f"{where}.{key}")
         else:
             config[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def as_student(family: Family) -> Student:
-    """A student on the grid of a family."""
-    options = {key: value for key, value in family.hyperparameters().items() if key not in ("name", "grid", "path")}
-    return Student(family, None, options, family.hyperparameters()["name"])
 
 
 def place_of(teacher: Teacher | None) -> str:
