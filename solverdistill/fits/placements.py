@@ -2,8 +2,8 @@
 
 A `parallel` student begins as the best sequential solver of its depth: the race and Gauss-Newton on `corrected` at one
 evaluation per stage, unless it was given a table. Where the points beside these evaluations belong is a question of
-many minima. With weights of zero the points do not act, and neither do their rows, so that the start is a saddle from which
-Gauss-Newton goes to a poor one of them. Each placement therefore draws
+many minima. With weights of zero the points do not act, and neither do their rows, so that the start is a saddle from
+which Gauss-Newton goes to a poor one of them. Each placement therefore draws
 
     spread  uniform in SPREAD           every entry of the points, and what reads them:  PUSH times a normal number
     told    TOLD times a normal number, added to the half_log_snr that the network hears of every point

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from solverdistill import families
 from solverdistill.denoisers.base import Teacher
 from solverdistill.denoisers.guidance import make_guided
 from solverdistill.denoisers.wrappers import Counted
+from solverdistill.families.base import Params
 from solverdistill.families.student import Student
-from solverdistill.fits.protocol import Descent, Fit, FitPlan
+from solverdistill.fits.protocol import Descent, Fit, FitPlan, Standing
 from solverdistill.fits.registry import make_fit
 from solverdistill.noise.grids import Grid
 from solverdistill.noise.paths import make_path
@@ -23,9 +25,10 @@ from solverdistill.references.solving import Reference
 from solverdistill.references.targets import Progress, TargetSettings
 from solverdistill.support.instantiate import instantiate
 from solverdistill.training.descent import make_objective, make_optimizer, make_schedule
+from solverdistill.training.starting import Start, read_start
 
 GROUPS = ("model", "objective", "targets", "fit", "optimizer", "trainer", "logger", "evaluation", "solver")
-SCALARS = ("seed", "guidance", "ckpt_path", "run_name", "output_dir")
+SCALARS = ("seed", "guidance", "start", "ckpt_path", "run_name", "output_dir")
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +43,7 @@ class Run:
         student: The student at exactly its nfe.
         fits: Settings of the fits, in their order.
         targets: Settings of the targets.
+        params: Params of a solver file to begin at; None for the student's own initial ones.
     """
 
     config: Mapping[str, Any]
@@ -48,22 +52,35 @@ class Run:
     student: Student
     fits: dict[str, Fit]
     targets: TargetSettings
+    params: Params | None = None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], teacher: Teacher | None = None, student: Student | None = None) -> Run:
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        teacher: Teacher | None = None,
+        student: Student | None = None,
+        asked: Mapping[str, Any] | None = None,
+    ) -> Run:
         """Read a configuration and load its teacher.
 
         Args:
             config: As composed, plain.
             teacher: A live teacher in place of `config["model"]`.
             student: A live student in place of `config["solver"]`.
+            asked: Settings of the solver that were stated and are no defaults, for a run that begins at a file.
         """
         check_config(config)
         loaded: Teacher = instantiate(config["model"], "model") if teacher is None else teacher
         guided, denoiser = make_guided(loaded, config["guidance"])
+        params = None
+        if config["start"] is not None:
+            student, params = begin_at(config, asked or {}, guided)
+            config = {**config, "solver": {**student.family.hyperparameters(), "nfe": student.family.nfe}}
         chosen = make_student(config["solver"], guided) if student is None else check_pure_noise(student, guided)
         wrapped: Any = denoiser
-        return cls(config, guided, Counted(wrapped), chosen, make_fits(config), make_target_settings(config["targets"]))
+        settings = make_fits(config), make_target_settings(config["targets"])
+        return cls(config, guided, Counted(wrapped), chosen, *settings, params)
 
     def data(self, student: Student, device: torch.device | str, progress: Progress | None) -> TargetData:
         """The targets of the run."""
@@ -72,6 +89,11 @@ class Run:
             dense = dense or getattr(instantiate(self.config["objective"], "objective"), "needs_reference", False)
         source = self.targets, self.teacher, self.denoiser, student.family
         return TargetData(*source, device, progress, student.rule, dense)
+
+    @property
+    def begin(self) -> Standing:
+        """Where the fits begin."""
+        return Standing(self.student, self.params)
 
     @property
     def descends(self) -> bool:
@@ -104,6 +126,18 @@ def check_config(config: Mapping[str, Any]) -> None:
     if isinstance(config["guidance"], (str, bool)):
         wanted = "a number or a mapping of scale, interval and channels"
         raise TypeError(f"guidance must be {wanted}, not {config['guidance']!r}")
+
+
+def begin_at(config: Mapping[str, Any], asked: Mapping[str, Any], teacher: Teacher) -> Start:
+    """The student of the solver file that a run begins at.
+
+    Raises:
+        ValueError: it does not go with what was asked for.
+    """
+    name = asked.get("name")
+    own = name is not None and name not in (*families.ROSTER, *families.ALIASES)
+    configured = make_student(config["solver"], teacher).family if own else None
+    return read_start(config["start"], asked, teacher, configured)
 
 
 def make_target_settings(options: Mapping[str, Any]) -> TargetSettings:
