@@ -183,10 +183,12 @@ class _Search:
 
     def advance(self, field: list[Placement], iterations: int, patience: int) -> list[Placement]:
         """Placements after some Gauss-Newton steps, the best first."""
+        if iterations == 0:
+            return field
         given, size = self.settings, self.settings.batch_size
         settings = GaussNewtonFit(iterations, given.samples, size, patience=patience, seed=given.seed)
         moved = list[Placement]()
-        for placement in field if iterations else ():
+        for placement in field:
             params, report = fit_gauss_newton(
                 placement.family, self.denoiser, self.train, self.few, settings, placement.params
             )
@@ -196,7 +198,7 @@ class _Search:
             self.done += iterations
             if self.progress is not None:
                 self.progress(self.done, self.steps, min(one.rmse for one in moved))
-        return sorted(moved or field, key=lambda one: one.rmse)
+        return sorted(moved, key=lambda one: one.rmse)
 
     @property
     def steps(self) -> int:

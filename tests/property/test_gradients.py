@@ -50,7 +50,9 @@ def idle(family: Family, params: Params) -> dict[str, Tensor]:
         none["params1"][0] = True
         none["params2"][0] = none["params2"][-1] = True
     elif isinstance(family, TableFamily):  # pure noise has no other told level, and tells an exact denoiser nothing
-        none["correction_inputs"], none["correction_denoised"] = (~family.corrections.mask).split([1, family.nfe], dim=1)
+        none["correction_inputs"], none["correction_denoised"] = (~family.corrections.mask).split(
+            [1, family.nfe], dim=1
+        )
         none["told"] = family.program(params).alpha == 0
         none["correction_inputs"][:-1, 0] |= none["told"]
     elif name in ("iia_edm", "biia_edm"):  # the first step has no step before it
