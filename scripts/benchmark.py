@@ -7,8 +7,8 @@
     python scripts/benchmark.py families --nfe 6 --solvers gas ld3 --jobs 2 --set optimizer.lr=0.01 --out trial.md
     python scripts/benchmark.py parallel --depth 2 3 5         # points beside a sequential solver, against epd
 
-`families`, `fits` and `parallel` go on where they were when started again with the same settings: what is done stands in
-a file beside their report.
+`families`, `fits` and `parallel` go on where they were when started again with the same settings: what is done stands
+in a file beside their report.
 """
 
 from __future__ import annotations

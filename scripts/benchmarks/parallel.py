@@ -117,7 +117,8 @@ def report(lines: Sequence[Line]) -> str:
         "`parallel` against `corrected`, the sequential solver of the same depth that it starts from, and against",
         "`epd` of that depth. Errors are mean RMSE of held-out samples against the reference from the same noise, in",
         "data units; of several seeds the mean, with their range. *evaluations*: what the fits took, in forward",
-        "equivalents, of `parallel` those of its sequential solver included; the references are shared and not counted.",
+        "equivalents, of `parallel` those of its sequential solver included; the references are shared and not",
+        "counted.",
     ]
     for settings in dict.fromkeys(line.settings for line in lines):
         page += [
