@@ -74,7 +74,7 @@ class Run:
         loaded: Teacher = instantiate(config["model"], "model") if teacher is None else teacher
         guided, denoiser = make_guided(loaded, config["guidance"])
         params = None
-        if config["start"] is not None:
+        if config.get("start") is not None:
             student, params = begin_at(config, asked or {}, guided)
             config = {**config, "solver": {**student.family.hyperparameters(), "nfe": student.family.nfe}}
         chosen = make_student(config["solver"], guided) if student is None else check_pure_noise(student, guided)

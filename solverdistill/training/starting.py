@@ -100,7 +100,8 @@ def table_of(file: SolverFile, teacher: Teacher, parallel: Mapping[str, Any] | N
         parallel: Settings of points beside its evaluations; None for none.
     """
     path: Path = make_path(file.family["path"]) if "path" in file.family else teacher.path
-    top = file.family["grid"][0] if "grid" in file.family else teacher.noise_range_on(path)[0]
+    grid = file.family.get("grid")
+    top = grid[0] if isinstance(grid, list) and grid else teacher.noise_range_on(path)[0]
     table = Table.of(file.program, path, float(top))
     if parallel is None:
         return table

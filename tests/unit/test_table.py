@@ -32,7 +32,7 @@ def of(family: Family) -> tuple[Table, SolverProgram]:
 
 
 @pytest.mark.parametrize("path", GRIDS)
-@pytest.mark.parametrize("name", [name for name in ROSTER])
+@pytest.mark.parametrize("name", list(ROSTER))
 def test_without_corrections_it_is_the_program_that_it_starts_as(name: str, path: str) -> None:
     table, program = of(build(name, GRIDS[path], path))
     ours = table.program(table.init(0))
@@ -149,7 +149,7 @@ def test_points_begin_between_the_levels_of_their_stages_on_the_state_that_ddim_
 
 
 def test_points_stand_beside_sequential_solvers_alone() -> None:
-    with pytest.raises(ValueError, match="the one given has 20 evaluations in 10 stages|evaluations in .* stages"):
+    with pytest.raises(ValueError, match="beside the evaluations of a sequential solver; the one given has .* evaluations in 10"):
         build("parallel", GRIDS["edm"], base="epd")
     with pytest.raises(ValueError, match="points of parallel must be at least 1, not 0"):
         build("parallel", GRIDS["edm"], points=0)

@@ -105,11 +105,9 @@ class Table(TableFamily):
     @cached_property
     def source(self) -> SolverProgram:
         """The table or base that it starts from, with its own structure."""
-        if self.table is not None:
-            document = json.loads(self.table) if isinstance(self.table, str) else self.table
-            with torch.inference_mode(False):
-                return program_from_json(document)
         with torch.inference_mode(False):
+            if self.table is not None:
+                return program_from_json(json.loads(self.table) if isinstance(self.table, str) else self.table)
             return self._based.solver.program(self._based.solver.init(0)).detach()
 
     @cached_property
