@@ -149,7 +149,7 @@ def test_points_begin_between_the_levels_of_their_stages_on_the_state_that_ddim_
 
 
 def test_points_stand_beside_sequential_solvers_alone() -> None:
-    with pytest.raises(ValueError, match="beside the evaluations of a sequential solver; the one given has .* evaluations in 10"):
+    with pytest.raises(ValueError, match="of a sequential solver; the one given has .* evaluations in 10 stages"):
         build("parallel", GRIDS["edm"], base="epd")
     with pytest.raises(ValueError, match="points of parallel must be at least 1, not 0"):
         build("parallel", GRIDS["edm"], points=0)
