@@ -5,9 +5,10 @@
     python scripts/benchmark.py families --nfe 4 6 8           # every student, trained with the same budget
     python scripts/benchmark.py fits                           # every fit on the same students
     python scripts/benchmark.py families --nfe 6 --solvers gas ld3 --jobs 2 --set optimizer.lr=0.01 --out trial.md
+    python scripts/benchmark.py parallel --depth 2 3 5         # points beside a sequential solver, against epd
 
-`families` and `fits` go on where they were when started again with the same settings: what is done stands in a file
-beside their report.
+`families`, `fits` and `parallel` go on where they were when started again with the same settings: what is done stands
+in a file beside their report.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ def fits(arguments: argparse.Namespace) -> None:
     run(arguments)
 
 
+def parallel(arguments: argparse.Namespace) -> None:
+    """Points beside a sequential solver."""
+    from benchmarks.parallel import run
+
+    run(arguments)
+
+
 def student(arguments: argparse.Namespace) -> None:
     """One line of `families`, which runs each in a process of its own."""
     from benchmarks.student import run
@@ -51,6 +59,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     _add_overhead(commands.add_parser("overhead", help="time of the executor relative to the network calls it makes"))
     _add_families(commands.add_parser("families", help="error of every student after the same number of evaluations"))
     _add_fits(commands.add_parser("fits", help="error of every fit against evaluations and seconds"))
+    _add_parallel(commands.add_parser("parallel", help="parallel, its sequential start and epd at the same depth"))
     one = commands.add_parser("student", help="one student of `families`, in the process that it is given")
     one.add_argument("job", help="what to do, as JSON")
     one.add_argument("result", type=Path, help="file for the result, as JSON")
@@ -108,6 +117,20 @@ def _add_fits(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("docs/benchmarks/fits.md"), help="Markdown file; json and png lie beside it"
     )
     parser.set_defaults(run=fits)
+
+
+def _add_parallel(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--depth", type=_positive, nargs="+", default=[2, 3, 5], help="depths (default: 2 3 5)")
+    parser.add_argument("--points", type=_positive, nargs="+", default=[2, 3], help="points per stage (default: 2 3)")
+    parser.add_argument("--model", default="edm_digits", help="teacher, of configs/model (default: edm_digits)")
+    parser.add_argument("--test-samples", type=_positive, default=512, help="samples to compare on (default: 512)")
+    parser.add_argument("--seeds", type=_positive, default=1, help="seeds of each student (default: 1)")
+    parser.add_argument("--fresh", action="store_true", help="forget what a former run has finished")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of every configuration")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/benchmarks/parallel.md"), help="Markdown file; json lies beside it"
+    )
+    parser.set_defaults(run=parallel)
 
 
 def _positive(text: str) -> int:

@@ -18,11 +18,15 @@ from solverdistill.families import CLASSICAL, PUBLISHED
 from solverdistill.families.base import Timeline
 from solverdistill.families.classical.adams import IPNDMV
 from solverdistill.families.learned.corrected import Corrected
+from solverdistill.families.learned.parallel import Parallel
+from solverdistill.families.learned.table import Table
 from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import Path as NoisePath
 from solverdistill.teachers.mixture import Mixture, mixture
 
-SHIPPED = {cls.name for cls in (*CLASSICAL, *PUBLISHED, Corrected)}  # what is known of these by name is asked of them
+SHIPPED = {
+    cls.name for cls in (*CLASSICAL, *PUBLISHED, Corrected, Table, Parallel)
+}  # what is known of these by name is asked of them
 EPD_GOLDENS = Path(__file__).parent / "goldens" / "epd"
 
 

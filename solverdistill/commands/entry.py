@@ -37,6 +37,8 @@ def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[
     import hydra
     from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("cost_of", cost_of, replace=True)
+
     def decorate(work: Callable[[Any], Any]) -> Callable[[], None]:
         @hydra.main(version_base="1.3", config_path=str(find_configs()), config_name=config_name)
         @wraps(work)
@@ -68,6 +70,11 @@ def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[
         return main
 
     return decorate
+
+
+def cost_of(solver: Any) -> str:
+    """What a sample of a configured student costs, for names of runs: nfe5, or depth3."""
+    return f"nfe{solver.nfe}" if solver.get("depth") is None else f"depth{solver.depth}"
 
 
 def divide(words: list[str]) -> tuple[list[str], list[str]]:

@@ -6,9 +6,20 @@ from solverdistill.families.registry import (
     PUBLISHED,
     ROSTER,
     build,
+    build_for_depth,
     build_for_nfe,
     rebuild,
     steps_for_nfe,
 )
 
-__all__ = ["ALIASES", "CLASSICAL", "PUBLISHED", "ROSTER", "build", "build_for_nfe", "rebuild", "steps_for_nfe"]
+__all__ = [
+    "ALIASES",
+    "CLASSICAL",
+    "PUBLISHED",
+    "ROSTER",
+    "build",
+    "build_for_depth",
+    "build_for_nfe",
+    "rebuild",
+    "steps_for_nfe",
+]

@@ -25,7 +25,9 @@ from solverdistill.families.learned.epd import EPD, EPDiPNDM
 from solverdistill.families.learned.gas import GAS
 from solverdistill.families.learned.iia import IIA_FAMILIES
 from solverdistill.families.learned.ld3 import LD3
+from solverdistill.families.learned.parallel import Parallel
 from solverdistill.families.learned.s4s import S4S, S4SAlt
+from solverdistill.families.learned.table import Table
 from solverdistill.noise.grids import Grid, grid_values
 from solverdistill.noise.paths import Path, make_path
 from solverdistill.support.naming import find_by_name
@@ -51,7 +53,7 @@ PUBLISHED = (
 )
 
 
-ROSTER: dict[str, type[Family]] = {cls.name: cls for cls in (*CLASSICAL, *PUBLISHED, Corrected)}
+ROSTER: dict[str, type[Family]] = {cls.name: cls for cls in (*CLASSICAL, *PUBLISHED, Corrected, Table, Parallel)}
 
 
 ALIASES = {"ddim": "euler"}
@@ -151,23 +153,41 @@ def build_for_nfe(name: str, nfe: int, grid: Grid, path: str | dict[str, Any] | 
     Raises:
         ValueError: no number of steps does; the message names the nearest values that can be reached.
     """
+    return _build_for("nfe", nfe, name, grid, path, options)
+
+
+def build_for_depth(
+    name: str, depth: int, grid: Grid, path: str | dict[str, Any] | Path = "edm", **options: Any
+) -> Family:
+    """Make a family with the number of steps at which it takes exactly `depth` sequential network calls.
+
+    Raises:
+        ValueError: as `build_for_nfe`.
+    """
+    return _build_for("depth", depth, name, grid, path, options)
+
+
+def _build_for(
+    cost: str, wanted: int, name: str, grid: Grid, path: str | dict[str, Any] | Path, options: Mapping[str, Any]
+) -> Family:
     make, reached = find_family(name), list[int]()
-    for steps in range(1, max(nfe, 1) + 2):
+    for steps in range(1, max(wanted, 1) + 2):
         try:
             family = _make(name, make, grid.with_steps(steps), path, options)
-            reached.append(family.nfe)
+            reached.append(getattr(family, cost))
         except ValueError as error:
-            if steps == max(nfe, 1) + 1:
+            if steps == max(wanted, 1) + 1:
                 raise error from None
             reached.append(-1)
             continue
-        if reached[-1] == nfe:
+        if reached[-1] == wanted:
             return family
-        if reached[-1] > nfe:
+        if reached[-1] > wanted:
             break
-    nearest = sorted({n for n in reached if n >= 0}, key=lambda n: (abs(n - nfe), n))[:2]
+    nearest = sorted({n for n in reached if n >= 0}, key=lambda n: (abs(n - wanted), n))[:2]
     values = " and ".join(map(str, sorted(nearest)))
-    raise ValueError(f"{name} cannot spend exactly nfe={nfe} evaluations; the nearest it can reach: {values}")
+    spend = f"spend exactly nfe={wanted} evaluations" if cost == "nfe" else f"have a depth of exactly {wanted}"
+    raise ValueError(f"{name} cannot {spend}; the nearest it can reach: {values}")
 
 
 def steps_for_nfe(name: str, nfe: int, grid: Grid, path: str | dict[str, Any] | Path = "edm", **options: Any) -> int:

@@ -28,21 +28,46 @@ class Student:
     name: str
 
     @classmethod
-    def build(cls, name: str, nfe: int, grid: Grid | Sequence[float], path: Any, options: Mapping[str, Any]) -> Student:
-        """A student that spends exactly `nfe` evaluations, on a rule (whose steps are found) or on listed levels.
+    def build(
+        cls,
+        name: str,
+        wanted: int,
+        grid: Grid | Sequence[float],
+        path: Any,
+        options: Mapping[str, Any],
+        cost: str = "nfe",
+    ) -> Student:
+        """A student of a given cost, on a rule (whose steps are found) or on listed levels.
 
+        Args:
+            name: Its family.
+            wanted: What it costs, exactly.
+            grid: The rule, or the levels.
+            path: Of the family.
+            options: Hyperparameters of the family.
+            cost: In what this is counted: "nfe", evaluations, or "depth", sequential network calls.
         Raises:
-            ValueError: no number of steps, or not that of the listed levels, spends them.
+            ValueError: no number of steps, or not that of the listed levels, costs this.
         """
         if isinstance(grid, Grid):
-            family = families.build_for_nfe(name, nfe, grid, path, **options)
+            build = families.build_for_nfe if cost == "nfe" else families.build_for_depth
+            family = build(name, wanted, grid, path, **options)
             return cls(family, grid.with_steps(family.steps), options, name)
         family = families.build(name, grid, path, **options)
-        if family.nfe != nfe:
+        own = getattr(family, cost)
+        if own != wanted:
+            what = f"spends {own} evaluations" if cost == "nfe" else f"has a depth of {own}"
             raise ValueError(
-                f"solver.grid lists {len(grid)} noise levels, on which {name} spends {family.nfe} evaluations and not "
-                f"solver.nfe={nfe}; set solver.nfe={family.nfe} or list another number of levels"
+                f"solver.grid lists {len(grid)} noise levels, on which {name} {what} and not "
+                f"solver.{cost}={wanted}; set solver.{cost}={own} or list another number of levels"
             )
+        return cls(family, None, options, name)
+
+    @classmethod
+    def of(cls, family: Family) -> Student:
+        """A student on the grid of a family."""
+        options = family.hyperparameters()
+        name, _, _ = (options.pop(key) for key in ("name", "grid", "path"))
         return cls(family, None, options, name)
 
     def elsewhere(self, grid: Grid | Sequence[float], options: Mapping[str, Any]) -> Student:

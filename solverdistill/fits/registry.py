@@ -12,6 +12,7 @@ FITS = {
     "race": "race.fit.RaceFit",
     "least_squares": "least_squares.fit.LeastSquaresFit",
     "point_search": "point_search.PointSearchFit",
+    "placements": "placements.PlacementFit",
     "gauss_newton": "gauss_newton.fit.GaussNewtonFit",
     "greedy": "greedy.GreedyFit",
     "gradient": "gradient.fit.GradientFit",

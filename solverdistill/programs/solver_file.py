@@ -70,7 +70,7 @@ def save_solver(
     program = program.detach().to("cpu")
     document = {
         "format": FORMAT,
-        "program": _program_to_json(program),
+        "program": program_to_json(program),
         "family": {**(family or {}), "params": {name: value.tolist() for name, value in (params or {}).items()}},
         "provenance": {**(provenance or {}), "nfe": program.nfe, "depth": program.depth},
     }
@@ -114,7 +114,8 @@ def schema() -> dict[str, Any]:
     )
 
 
-def _program_to_json(program: SolverProgram) -> dict[str, Any]:
+def program_to_json(program: SolverProgram) -> dict[str, Any]:
+    """A program of one input as a solver file holds it; floats round-trip exactly."""
     mask = program.mask.int().tolist()
     told = torch.stack([program.alpha, program.sigma], dim=1).tolist()
     rows = [
@@ -129,6 +130,15 @@ def _program_to_json(program: SolverProgram) -> dict[str, Any]:
         "evaluations": [{"told": pair, **row} for pair, row in zip(told, rows, strict=False)],
         "readouts": rows[program.nfe :],
     }
+
+
+def program_from_json(document: Any) -> SolverProgram:
+    """The program that `program_to_json` described.
+
+    Raises:
+        ValueError: it describes none; the message names the field.
+    """
+    return _parse_program(_Node(document, "program"))
 
 
 def _dumps(value: Any, indent: str = "") -> str:

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from solverdistill import families
 from solverdistill.denoisers.base import Teacher
 from solverdistill.denoisers.guidance import make_guided
 from solverdistill.denoisers.wrappers import Counted
+from solverdistill.families.base import Params
 from solverdistill.families.student import Student
-from solverdistill.fits.protocol import Descent, Fit, FitPlan
+from solverdistill.fits.protocol import Descent, Fit, FitPlan, Standing
 from solverdistill.fits.registry import make_fit
 from solverdistill.fits.report import BACKWARD_COST
 from solverdistill.noise.grids import Grid
@@ -26,9 +28,10 @@ from solverdistill.references.solving import Reference
 from solverdistill.references.targets import Progress, TargetSettings
 from solverdistill.support.instantiate import instantiate
 from solverdistill.training.descent import make_objective, make_optimizer, make_schedule
+from solverdistill.training.starting import Start, read_start
 
 GROUPS = ("model", "objective", "targets", "fit", "optimizer", "trainer", "logger", "evaluation", "solver")
-SCALARS = ("seed", "guidance", "ckpt_path", "run_name", "output_dir")
+SCALARS = ("seed", "guidance", "start", "ckpt_path", "run_name", "output_dir")
 log = logging.getLogger(__name__)
 
 
@@ -43,6 +46,7 @@ class Run:
         student: The student at exactly its nfe.
         fits: Settings of the fits, in their order.
         targets: Settings of the targets.
+        params: Params of a solver file to begin at; None for the student's own initial ones.
     """
 
     config: Mapping[str, Any]
@@ -51,22 +55,35 @@ class Run:
     student: Student
     fits: dict[str, Fit]
     targets: TargetSettings
+    params: Params | None = None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], teacher: Teacher | None = None, student: Student | None = None) -> Run:
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        teacher: Teacher | None = None,
+        student: Student | None = None,
+        asked: Mapping[str, Any] | None = None,
+    ) -> Run:
         """Read a configuration and load its teacher.
 
         Args:
             config: As composed, plain.
             teacher: A live teacher in place of `config["model"]`.
             student: A live student in place of `config["solver"]`.
+            asked: Settings of the solver that were stated and are no defaults, for a run that begins at a file.
         """
         check_config(config)
         loaded: Teacher = instantiate(config["model"], "model") if teacher is None else teacher
         guided, denoiser = make_guided(loaded, config["guidance"])
+        params = None
+        if config.get("start") is not None:
+            student, params = begin_at(config, asked or {}, guided)
+            config = {**config, "solver": {**student.family.hyperparameters(), "nfe": student.family.nfe}}
         chosen = make_student(config["solver"], guided) if student is None else check_pure_noise(student, guided)
         wrapped: Any = denoiser
-        return cls(config, guided, Counted(wrapped), chosen, make_fits(config), make_target_settings(config["targets"]))
+        settings = make_fits(config), make_target_settings(config["targets"])
+        return cls(config, guided, Counted(wrapped), chosen, *settings, params)
 
     def data(self, student: Student, device: torch.device | str, progress: Progress | None) -> TargetData:
         """The targets of the run; what is open of their reference is chosen here, by measuring."""
@@ -92,6 +109,11 @@ class Run:
             asked = (1 + BACKWARD_COST) * getattr(fit, "iterations", 0) * batch * self.student.family.nfe
             size += round(min(asked, getattr(fit, "evaluations", None) or asked))
         return size
+
+    @property
+    def begin(self) -> Standing:
+        """Where the fits begin."""
+        return Standing(self.student, self.params)
 
     @property
     def descends(self) -> bool:
@@ -126,6 +148,18 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise TypeError(f"guidance must be {wanted}, not {config['guidance']!r}")
 
 
+def begin_at(config: Mapping[str, Any], asked: Mapping[str, Any], teacher: Teacher) -> Start:
+    """The student of the solver file that a run begins at.
+
+    Raises:
+        ValueError: it does not go with what was asked for.
+    """
+    name = asked.get("name")
+    own = name is not None and name not in (*families.ROSTER, *families.ALIASES)
+    configured = make_student(config["solver"], teacher).family if own else None
+    return read_start(config["start"], asked, teacher, configured)
+
+
 def make_target_settings(options: Mapping[str, Any]) -> TargetSettings:
     """The settings of the targets, from those of a configuration.
 
@@ -149,22 +183,25 @@ def make_target_settings(options: Mapping[str, Any]) -> TargetSettings:
 
 
 def make_student(solver: Mapping[str, Any], teacher: Teacher) -> Student:
-    """Build the family of a solver config at exactly its nfe, on the teacher's path.
+    """Build the family of a solver config at exactly its nfe, or its depth, on the teacher's path.
 
     `solver.grid` is a rule, whose ends are the teacher's noise range unless stated, or a list of noise levels (on the
     command line `~solver.grid '+solver.grid=[80.0,1.5,0.002]'`: hydra puts no list in the place of a rule), all in the
     unit of `solver.path` where the student has a path of its own.
     """
     options = deepcopy(dict(solver))
-    name, nfe, grid, path = (options.pop(key, None) for key in ("name", "nfe", "grid", "path"))
-    if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
-        raise TypeError(f"solver.nfe must be an integer of at least 1, not {nfe!r}")
+    name, nfe, depth, grid, path = (options.pop(key, None) for key in ("name", "nfe", "depth", "grid", "path"))
+    if nfe is not None and depth is not None:
+        raise ValueError(f"solver.nfe={nfe} and solver.depth={depth} both say what a sample costs; set one to null")
+    cost, wanted = ("nfe", nfe) if depth is None else ("depth", depth)
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise TypeError(f"solver.{cost} must be an integer of at least 1, not {wanted!r}")
     path = teacher.path if path is None else make_path(path)
     if isinstance(grid, list):
         for level in grid:
             if isinstance(level, bool) or not isinstance(level, (int, float)):
                 raise TypeError(f"solver.grid must be a rule or a list of noise levels, which {level!r} is not")
-        return check_pure_noise(Student.build(name, nfe, grid, path, options), teacher)
+        return check_pure_noise(Student.build(name, wanted, grid, path, options, cost), teacher)
     stated = dict(grid or {})
     if not {"start", "end"} <= set(stated):
         start, end = teacher.noise_range_on(path)
@@ -173,7 +210,7 @@ def make_student(solver: Mapping[str, Any], teacher: Teacher) -> Student:
         rule = Grid(**stated)
     except TypeError as error:
         raise ValueError(f"solver.grid cannot be used: {error}") from None
-    return check_pure_noise(Student.build(name, nfe, rule, path, options), teacher)
+    return check_pure_noise(Student.build(name, wanted, rule, path, options, cost), teacher)
 
 
 def check_pure_noise(student: Student, teacher: Teacher) -> Student:

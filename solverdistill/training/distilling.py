@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from solverdistill.denoisers.base import Teacher
 from solverdistill.families.base import Family
 from solverdistill.families.student import Student
-from solverdistill.fits.protocol import Fit, Standing
+from solverdistill.fits.protocol import Fit
 from solverdistill.support.instantiate import instantiate
 from solverdistill.support.processes import pick_device
 from solverdistill.support.progress import TargetProgress
@@ -51,6 +52,7 @@ def distill(
     objective: str | Settings | None = None,
     optimizer: str | Settings | None = None,
     targets: str | Settings | None = None,
+    start: str | Path | None = None,
     seed: int = 0,
     device: str | None = None,
     progress: bool | None = None,
@@ -74,6 +76,8 @@ def distill(
         objective: What gradient descent compares; None for the solver's own.
         optimizer: Of gradient descent; None for the solver's own.
         targets: Reference solver, numbers of samples, seed, cache.
+        start: Solver file to begin at, or "zoo:<name>": the solver is its family, at its params, or a `table` where it
+            has none; solver and nfe have to agree with it, and the fits end no worse than it on held-out samples.
         seed: Seed of initial params and of samples drawn.
         device: Where the network runs; None for where a live teacher is, or an accelerator where there is one.
         progress: Show bars and what was reached; None shows them in a terminal and a notebook.
@@ -83,11 +87,12 @@ def distill(
     groups = {"fit": fit, "objective": objective, "optimizer": optimizer, "targets": targets}
     config = configure(teacher, solver, nfe, {name: value for name, value in groups.items() if value is not None})
     config.update(seed=seed, guidance=dict(guidance) if isinstance(guidance, Mapping) else guidance)
+    config["start"] = None if start is None else str(start)
     live = teacher if isinstance(teacher, Teacher) else None
-    student = as_student(solver) if isinstance(solver, Family) else None
+    student = Student.of(solver) if isinstance(solver, Family) else None
     shown = (sys.stdout.isatty() or "ipykernel" in sys.modules) if progress is None else progress
     with quiet_lightning(), own_randomness(seed):
-        run = Run.of(config, live, student)
+        run = Run.of(config, live, student, asked_of(solver, nfe, start))
         where = place_of(live) if device is None else device
         plan = run.plan(lambda settings: trainer_of(settings, where, shown))
         plan.check()
@@ -95,10 +100,10 @@ def distill(
         if shown:
             say_hello(run)
         data = run.data(run.student, where, TargetProgress() if shown else None)
-        standing = fit_all(plan, Standing(run.student), data, Screen() if shown else Watcher())
+        standing = fit_all(plan, run.begin, data, Screen() if shown else Watcher())
     family = standing.student.family
     params = family.init(seed) if standing.params is None else standing.params
-    provenance = make_provenance(config, run.teacher, data.choice, standing.reports)
+    provenance = make_provenance(run.config, run.teacher, data.choice, standing.reports)
     return Distilled(family, params, float(standing.rmse or 0.0), standing.reports, provenance, run, data)
 
 
@@ -132,6 +137,18 @@ def configure(
             raise ValueError(f"the {solver.name} that was given spends {solver.nfe} evaluations, not nfe={nfe}")
         config["solver"]["nfe"] = nfe
     return config
+
+
+def asked_of(solver: str | Settings | Family | None, nfe: int | None, start: str | Path | None) -> dict[str, Any]:
+    """Settings of the solver that a call states; see `distill`.
+
+    Raises:
+        ValueError: it gives a family and a file to begin at.
+    """
+    if start is not None and isinstance(solver, Family):
+        raise ValueError(f"solver={solver.name} is a family on its grid and start={start} brings its own; give one")
+    named = {"name": solver} if isinstance(solver, str) else dict(solver) if isinstance(solver, Mapping) else {}
+    return {**named, "nfe": nfe}
 
 
 def divide(groups: Mapping[str, Any]) -> tuple[dict[str, Choice], dict[str, Settings]]:
@@ -178,12 +195,6 @@ def change(config: dict[str, Any], settings: Settings, where: str) -> None:
             change(config[key], value, f"{where}.{key}")
         else:
             config[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def as_student(family: Family) -> Student:
-    """A student on the grid of a family."""
-    options = {key: value for key, value in family.hyperparameters().items() if key not in ("name", "grid", "path")}
-    return Student(family, None, options, family.hyperparameters()["name"])
 
 
 def place_of(teacher: Teacher | None) -> str:

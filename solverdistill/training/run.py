@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from solverdistill.training.launch import refuse_sweep_of_subprocesses, start_pr
 from solverdistill.training.recording import find_checkpoint, log_fit
 from solverdistill.training.screen import Screen, say_hello
 from solverdistill.training.stages import Watcher, fit_all
+from solverdistill.training.starting import asked_for
 from solverdistill.training.trainer import make_trainer
 
 
@@ -48,7 +50,8 @@ def train(config: Mapping[str, Any] | DictConfig) -> dict[str, float]:
 
 
 def _train(config: Mapping[str, Any]) -> dict[str, float]:
-    run, output = Run.of(config), Path(config["output_dir"])
+    run, output = Run.of(config, asked=asked_settings(config)), Path(config["output_dir"])
+    config = run.config
     evaluation = EvaluationSettings(**config["evaluation"])
     refuse_unused(run)
     checkpoint = find_checkpoint(config["ckpt_path"], output)
@@ -65,7 +68,7 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     data = run.data(student, device, TargetProgress() if first else None)
     if first:
         say_hello(run)
-    standing = fit_all(plan, Standing(student), data, Logged(trainer) if first else Watcher())
+    standing = fit_all(plan, replace(run.begin, student=student), data, Logged(trainer) if first else Watcher())
     test = data.split("test") if evaluation.enabled else None  # made by all processes together
     if first:
         conclude(run, standing, output, evaluation, test, data.choice)
@@ -135,6 +138,11 @@ def family_of_checkpoint(path: str, student: Student) -> Family:
     """The family that a killed run was training, whose start may have won a race."""
     stored = torch.load(path, map_location="cpu", weights_only=True)["family"]
     return families.rebuild(stored, student.family)
+
+
+def asked_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the solver that the command line states."""
+    return asked_for(HydraConfig.get().overrides.task, config["solver"]) if HydraConfig.initialized() else {}
 
 
 def _sweeping() -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solverdistill.families import CLASSICAL, ROSTER, build
 from solverdistill.families.base import Family, Params
-from solverdistill.families.learned.corrected import Corrected
+from solverdistill.families.learned.corrections import TableFamily
 from solverdistill.families.learned.dyweight import DyWeight
 from solverdistill.programs.playing import sample
 from solverdistill.teachers.mixture import toy_mixture
@@ -49,8 +49,10 @@ def idle(family: Family, params: Params) -> dict[str, Tensor]:
     elif name == "ld3":  # one proportion cancels in the normalisation; the ends have no offset, the last no evaluation
         none["params1"][0] = True
         none["params2"][0] = none["params2"][-1] = True
-    elif isinstance(family, Corrected):  # pure noise has no other told level, and tells an exact denoiser nothing
-        none["correction_inputs"], none["correction_denoised"] = (~family.mask).split([1, family.nfe], dim=1)
+    elif isinstance(family, TableFamily):  # pure noise has no other told level, and tells an exact denoiser nothing
+        none["correction_inputs"], none["correction_denoised"] = (~family.corrections.mask).split(
+            [1, family.nfe], dim=1
+        )
         none["told"] = family.program(params).alpha == 0
         none["correction_inputs"][:-1, 0] |= none["told"]
     elif name in ("iia_edm", "biia_edm"):  # the first step has no step before it

@@ -58,7 +58,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"base": "heun"},
         {"base": "epd", "afs": True},
     ],
+    "table": [{"base": "ipndm", "order": 3}, {"base": "epd"}],
+    "parallel": [{"points": 3, "spread": 1.0}, {"base": "heun"}],
 }
+WHOLE = {"corrected", "table", "parallel"}  # families that correct a table as a whole
 MULTISTEP = ("dpmpp", "unipc", "deis", "ipndm", "ipndm_v")
 NO_ZERO = {"epd": (*GRIDS,), "epd_ipndm": (*GRIDS,), "ld3": ("edm",)}  # divide by learned levels, or learn log-SNR
 
@@ -177,7 +180,7 @@ def test_the_chain_of_step_programs_is_the_program(name: str, options: dict[str,
     try:
         family.step_program(0, params)
     except ValueError as error:  # corrects the table of the whole solver
-        assert "no steps of its own" in str(error) and name not in SHIPPED - {"corrected"}
+        assert "no steps of its own" in str(error) and name not in SHIPPED - WHOLE
         with pytest.raises(ValueError, match="no steps of its own"):
             family.solve_step(0, z, (), denoiser, params)
         return

@@ -108,7 +108,7 @@ def test_all_commands_and_groups_are_completed() -> None:
     assert complete("solverdistill ") == complete("solverdistill") == [*COMMANDS, "--help", "--version"]
     groups = {folder.name for folder in find_configs().iterdir() if folder.is_dir()}
     offered = {word.removesuffix("=") for word in complete("solverdistill train ")}
-    assert groups | {"seed", "guidance", "ckpt_path", "run_name", "output_dir"} == offered
+    assert groups | {"seed", "guidance", "start", "ckpt_path", "run_name", "output_dir"} == offered
 
 
 def test_choices_of_your_own_are_completed(tmp_path: Path) -> None:

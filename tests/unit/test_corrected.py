@@ -86,7 +86,7 @@ def test_corrections_move_structural_entries_of_evaluations_and_sample_by_the_si
     params["correction_inputs"] += 0.1
     params["correction_denoised"] += 0.2
     moved = family.program(params)
-    rows, nfe = family.corrected_rows, family.nfe
+    rows, nfe = family.corrections.rows, family.nfe
     assert rows.tolist() == [0, 1, 2, 3, 4, 9]
     alpha, sigma = start.level[rows].unbind(1)
     torch.testing.assert_close(moved.A[rows] - start.A[rows], 0.1 * sigma[:, None], **CLOSE)

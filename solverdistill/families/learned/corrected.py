@@ -1,22 +1,14 @@
 """Corrected solvers: a base solver at learned times, with a learned correction to every number of its table.
 
 The base is traced at learned noise levels; each entry that can be non-zero in its evaluation rows and in the row of the
-sample is then moved by a param times a constant of its row, and the network may be told another level::
+sample, and the level that the network is told, is then moved as `corrections` has it, so that zero corrections are the
+base solver. Their sizes are those of the levels of the grid that the family is given.
 
-    A_k   = A_k(base)  + scale_k correction_inputs_k
-    B_kj  = B_kj(base) + scale'_k correction_denoised_kj
-    told:   half_log_snr_k = half_log_snr_k(base) + told_k          the network sees the same x
-
-so that zero corrections are the base solver. scale and scale' are about the size of what is corrected: the noise and
-the signal that the state of row k consists of, on the grid that the family is given.
-
-This contains every solver with as many evaluations in the same stages whose rows have the base's structure. Unlike raw
-rows, which are badly scaled for a first-order optimiser, a step of a given size means much the same in every row.
+This contains every solver with as many evaluations in the same stages whose rows have the base's structure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -24,12 +16,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from solverdistill.families.base import Evaluator, Family, History, Params, State, Timeline
+from solverdistill.families.base import Family, Params, Timeline
+from solverdistill.families.learned.corrections import Corrections, TableFamily
 from solverdistill.families.learned.epd import EPD, EPDiPNDM
 from solverdistill.families.learned.ld3 import BASES as CLASSICAL_BASES
 from solverdistill.families.learned.learned_times import learned_grid, raw_steps, to_regular
 from solverdistill.noise.levels import Level, float64
-from solverdistill.programs.playing import sample
 from solverdistill.programs.program import SolverProgram
 
 BASES: dict[str, type[Family]] = {**CLASSICAL_BASES, EPD.name: EPD, EPDiPNDM.name: EPDiPNDM}
@@ -52,7 +44,7 @@ class Values(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corrected(Family):
+class Corrected(TableFamily):
     """A base solver re-traced at learned times plus an additive correction to every structural entry of its table.
 
     Params: those of the base under their own names; `raw_dt` (steps,), added to the raw step sizes of the grid before
@@ -128,32 +120,13 @@ class Corrected(Family):
             return raw_steps(to_regular(self.path, float64(self.grid)))
 
     @cached_property
-    def corrected_rows(self) -> Tensor:
-        """Indices of the rows that are corrected: every evaluation and the sample. Shape: (nfe + 1,)."""
-        return torch.tensor([*range(self._template.nfe), self._template.A.shape[0] - 1])
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """Entries of the corrected rows that a correction acts on. Shape: (nfe + 1, 1 + nfe)."""
-        return self._template.mask[self.corrected_rows]
-
-    @cached_property
-    def scales(self) -> tuple[Tensor, Tensor]:
-        """Sizes of the corrections of noise and of denoised images in every corrected row. Shapes: (nfe + 1, 1)."""
-        alpha, sigma = self._template.level[self.corrected_rows].split(1, dim=1)
-        return sigma, alpha
+    def corrections(self) -> Corrections:
+        """What the corrections act on."""
+        return Corrections.of(self._template)
 
     def init(self, seed: int = 0) -> Params:
-        nfe = self._template.nfe
-        shapes = {"raw_dt": (self.steps,), "correction_inputs": (nfe + 1, 1), "correction_denoised": (nfe + 1, nfe)}
-        if self.learn_told:
-            shapes["told"] = (nfe,)
-        zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-        return {**self.solver.init(seed), **zeros}
-
-    @property
-    def linear_params(self) -> tuple[str, ...]:
-        return ("correction_inputs", "correction_denoised")
+        raw_dt = torch.zeros(self.steps, dtype=torch.float64)
+        return {**self.solver.init(seed), "raw_dt": raw_dt, **self.corrections.zeros(self.learn_told)}
 
     def prepare(self, params: Params) -> Values:
         own = self.solver.init(0)
@@ -173,19 +146,7 @@ class Corrected(Family):
     def program(self, params: Params | None = None) -> SolverProgram:
         """Trace the base at the learned times and correct its table, differentiable in the params."""
         values = self._prepare(params)
-        table = self._base_table(values)
-        parts = torch.split(self.mask, [1, table.nfe], dim=1)
-        names = ("correction_inputs", "correction_denoised")
-        A, B = (
-            entries.index_add(0, self.corrected_rows, scale * values.corrections[name] * part)
-            for entries, scale, name, part in zip((table.A, table.B), self.scales, names, parts, strict=True)
-        )
-        alpha, sigma = table.alpha, table.sigma
-        if self.learn_told:
-            alpha = alpha * torch.exp(values.corrections["told"])
-            size = torch.hypot(alpha, sigma)
-            alpha, sigma = alpha / size, sigma / size
-        return replace(table, A=A, B=B, alpha=alpha, sigma=sigma)
+        return self.corrections.apply(self._base_table(values), values.corrections)
 
     def _base_table(self, values: Values) -> SolverProgram:
         """The base's table; the last one is remembered, for fits that move corrections alone."""
@@ -206,14 +167,3 @@ class Corrected(Family):
     @cached_property
     def _table(self) -> SolverProgram:
         return self._template  # corrections leave the structure as it is
-
-    def solve(self, denoiser: Any, noise: Tensor, params: Params | None = None, cond: Any = None) -> Iterator[Tensor]:
-        """Play the table, one evaluation per network call, and yield the state after every step."""
-        yield from sample(self.program(params), denoiser, noise, cond, readouts=True, stage_batch=noise.shape[0])
-
-    def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Values) -> tuple[State, History]:
-        """Refuse: corrections belong to the table as a whole."""
-        raise ValueError(
-            f"{self.name} corrects the table of a whole solver and has no steps of its own; take an end-point or "
-            "trajectory objective, which plays program(params)"
-        )

@@ -52,15 +52,21 @@ def entrants(
     reference: Trajectory | None = None,
     starts: bool = True,
     seed: int = 0,
+    params: Params | None = None,
 ) -> Iterator[Entrant]:
-    """Everything that the student can start as, the configured start first; what cannot be built is left out.
+    """Everything that the student can start as, given params or else the configured start first.
+
+    What cannot be built is left out.
 
     Args:
         student: As configured; its grids lie between the ends of its rule, or of its listed levels.
         reference: Fine trajectories for searched grids; None for none.
         starts: Whether the family's other starts take part.
         seed: Seed of the initial params.
+        params: Params that the student has already.
     """
+    if params is not None:
+        yield Entrant("start", student, params)
     first = student.family.init(seed)
     yield Entrant("configured", student, first)
     rule, levels = student.rule, student.family.grid

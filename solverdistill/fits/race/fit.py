@@ -88,7 +88,9 @@ class RaceFit:
         """Find the student, and the params, to start from."""
         plan, before, train = context.plan, context.standing, context.trajectories(TRAJECTORIES)
         held_out = context.samples("validation")
-        winner, params, report = run_race(before.student, plan.denoiser, held_out, train, self, plan.seed)
+        winner, params, report = run_race(
+            before.student, plan.denoiser, held_out, train, self, plan.seed, before.params
+        )
         return before.after(report, params, winner)
 
 
@@ -108,6 +110,7 @@ def run_race(
     train: Batch | None = None,
     settings: RaceFit | None = None,
     seed: int = 0,
+    params: Params | None = None,
 ) -> tuple[Student, Params, FitReport]:
     """Find the start with the smallest mean RMSE of the end points; of equal ones the first, the configured one.
 
@@ -119,10 +122,11 @@ def run_race(
             leaves these out.
         settings: Sizes of the rounds.
         seed: Seed of the initial params.
+        params: Params that the student has already: one entrant more, and the one that the winner has to beat.
     Returns:
         The student, the params of its start, and the report: the errors of the configured start and of the winner.
     """
-    return _Race(student, denoiser, held_out, train, settings or RaceFit(), seed).run()
+    return _Race(student, denoiser, held_out, train, settings or RaceFit(), seed).run(params)
 
 
 class _Race:
@@ -137,12 +141,12 @@ class _Race:
         self.linear = fits and bool(student.family.linear_params)
         self.points = fits and not self.linear and searchable(student.family)
 
-    def run(self) -> tuple[Student, Params, FitReport]:
+    def run(self, params: Params | None = None) -> tuple[Student, Params, FitReport]:
         """All rounds; see `run_race` for what comes back."""
         settings, top = self.settings, self.student.family.grid[0]
         reference = self.train.reference if self.train is not None and settings.gits else None
         starts = settings.starts and not self.linear
-        field = list(entrants(self.student, reference, starts, self.seed))
+        field = list(entrants(self.student, reference, starts, self.seed, params))
         configured, begun = field[0], len(field)
         few, more = settings.first, FACTOR * settings.first
         placed = self.place(field, few)
