@@ -74,7 +74,7 @@ def test_it_gives_the_numbers_of_the_command_line_alone_and_writes_nothing(tmp_p
     empty = tmp_path / "empty"
     empty.mkdir()
     environment = {**os.environ, "HOME": str(empty), "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(tmp_path)}
-    environment |= {"GOMP_SPINCOUNT": "1000"}  # as commands do, for machines that do other work as well
+    environment |= {"OMP_NUM_THREADS": "1"}  # as conftest does
     command = [sys.executable, "-W", "error", "-c", ALONE, json.dumps({"targets": TARGETS, "fit": FEW})]
     ran = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr

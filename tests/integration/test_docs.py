@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,8 +124,14 @@ def test_the_readme_works_from_python(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_one_call_of_the_readme_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = {"train_samples": 8, "validation_samples": 4, "test_samples": 4, "cache": None}
-    monkeypatch.setattr(solverdistill, "distill", partial(solverdistill.distill, fit="least_squares", targets=few))
+    distill = solverdistill.distill
+
+    def on_a_toy(teacher: str, solver: str, nfe: int) -> solverdistill.Distilled:
+        few = {"train_samples": 8, "validation_samples": 4, "test_samples": 4, "cache": None}
+        assert teacher in {path.stem for path in (ROOT / "configs" / "model").glob("*.yaml")}
+        return distill("mixture", solver, nfe, fit="least_squares", targets=few)
+
+    monkeypatch.setattr(solverdistill, "distill", on_a_toy)
     monkeypatch.chdir(tmp_path)
     block = next(block for block in fences("README.md", "py") if "sd.distill" in block)
     exec(compile(block, "README.md", "exec"), {})

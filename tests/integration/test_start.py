@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import solverdistill as sd
@@ -119,7 +120,8 @@ def test_a_family_on_its_grid_and_a_file_are_refused(gas: Path) -> None:
         distil(start="missing.json")
 
 
-def test_the_command_line_begins_at_a_file_too(gas: Path, tmp_path: Path) -> None:
+def test_the_command_line_begins_at_a_file_too(gas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # that of a test before this one
     own = [f"targets.{name}={'null' if value is None else value}" for name, value in TARGETS.items()]
     quiet = ["logger=csv", "trainer=cpu", "trainer.enable_progress_bar=false", "evaluation=off", "run_name=test"]
     fits = ["fit.race.lower_starts=false", "fit.race.gits=false", "fit.gauss_newton.iterations=3"]

@@ -102,7 +102,7 @@ def test_a_function_makes_a_family_which_is_stored_by_its_class() -> None:
     ("name", "options", "sentence"),
     [
         ("own_solver.Damped", {}, "'own_solver.Damped' cannot be imported .No module named 'own_solver'"),
-        ("own_solvers.Dampened", {}, "'own_solvers.Dampened' cannot be imported .*has no attribute 'Dampened'"),
+        ("own_solvers.Dampened", {}, "'own_solvers.Dampened' cannot be imported .*has no Dampened"),
         ("broken_solvers.Damped", {}, "cannot be imported .No module named 'a_package_that_is_not_there'"),
         ("own_solvers.number", {}, "'own_solvers.number' is 3; it must be a function or a class"),
         ("own_solvers.Unrelated", {}, "'own_solvers.Unrelated' is a class that does not derive from solverdistill"),

@@ -31,7 +31,7 @@ from solverdistill.families.student import Student
 from solverdistill.fits.batches import mean_error, take, take_solved
 from solverdistill.fits.least_squares.row_fits import RowSettings, fit_rows
 from solverdistill.fits.point_search import PointSearchFit, search_points, searchable
-from solverdistill.fits.protocol import FitContext, FitPlan, Standing
+from solverdistill.fits.protocol import FitContext, FitPlan, Progress, Standing
 from solverdistill.fits.race.entrants import Entrant, entrants, from_lower
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.references.batch import Batch
@@ -88,9 +88,8 @@ class RaceFit:
         """Find the student, and the params, to start from."""
         plan, before, train = context.plan, context.standing, context.trajectories(TRAJECTORIES)
         held_out = context.samples("validation")
-        winner, params, report = run_race(
-            before.student, plan.denoiser, held_out, train, self, plan.seed, before.params
-        )
+        known = before.student, plan.denoiser, held_out, train, self, plan.seed, before.params
+        winner, params, report = run_race(*known, context.progress)
         return before.after(report, params, winner)
 
 
@@ -111,6 +110,7 @@ def run_race(
     settings: RaceFit | None = None,
     seed: int = 0,
     params: Params | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Student, Params, FitReport]:
     """Find the start with the smallest mean RMSE of the end points; of equal ones the first, the configured one.
 
@@ -123,23 +123,32 @@ def run_race(
         settings: Sizes of the rounds.
         seed: Seed of the initial params.
         params: Params that the student has already: one entrant more, and the one that the winner has to beat.
+        progress: Called with (round, rounds, smallest error in it).
     Returns:
         The student, the params of its start, and the report: the errors of the configured start and of the winner.
     """
-    return _Race(student, denoiser, held_out, train, settings or RaceFit(), seed).run(params)
+    return _Race(student, denoiser, held_out, train, settings or RaceFit(), seed, progress).run(params)
 
 
 class _Race:
     """One run of `run_race`."""
 
     def __init__(
-        self, student: Student, denoiser: Any, held_out: Batch, train: Batch | None, settings: RaceFit, seed: int
+        self,
+        student: Student,
+        denoiser: Any,
+        held_out: Batch,
+        train: Batch | None,
+        settings: RaceFit,
+        seed: int,
+        progress: Progress | None,
     ) -> None:
         self.student, self.denoiser, self.held_out, self.train = student, denoiser, held_out, train
         self.settings, self.seed, self.meter = settings, seed, Meter(held_out.noise.device)
         fits = train is not None and settings.least_squares
         self.linear = fits and bool(student.family.linear_params)
         self.points = fits and not self.linear and searchable(student.family)
+        self.progress, self.rounds = progress, 0
 
     def run(self, params: Params | None = None) -> tuple[Student, Params, FitReport]:
         """All rounds; see `run_race` for what comes back."""
@@ -149,19 +158,19 @@ class _Race:
         field = list(entrants(self.student, reference, starts, self.seed, params))
         configured, begun = field[0], len(field)
         few, more = settings.first, FACTOR * settings.first
-        placed = self.place(field, few)
+        placed = self.told(self.place(field, few))
         if settings.lower_starts:
             best = [one.entrant for one in _best_of_grids(placed)[: settings.survivors]]
             lower = [other for one in best for other in from_lower(one, SHIFTS, top, self.seed)]
-            placed, begun = _sorted([*placed, *self.place(lower, few)]), begun + len(lower)
+            placed, begun = self.told(_sorted([*placed, *self.place(lower, few)])), begun + len(lower)
         finalists = [one.entrant for one in _best_of_grids(placed)[: settings.survivors]]
         if settings.lower_starts:
             finer = list(from_lower(finalists[0], FINER, top, self.seed))
             finalists, begun = [*finalists, *finer], begun + len(finer)
-        second = self.place(finalists, more, points=True)
-        last = self.replay([one.fitted for one in second[:2]], FACTOR * more)
+        second = self.told(self.place(finalists, more, points=True))
+        last = self.told(self.replay([one.fitted for one in second[:2]], FACTOR * more))
         ends = [last[0].fitted] if last[0].entrant is configured else [configured, last[0].fitted]
-        final = self.replay(ends, len(self.held_out.noise))
+        final = self.told(self.replay(ends, len(self.held_out.noise)))
         start = next(one.rmse for one in final if one.fitted is configured)
         winner = final[0].fitted
         ranks, on = (last, FACTOR * more) if winner is last[0].fitted else (final, len(self.held_out.noise))
@@ -169,6 +178,13 @@ class _Race:
         note = _note(ranks, min(on, len(self.held_out.noise)), begun - 1)
         report = FitReport.of("race", history, self.meter, "all rounds done", note)
         return winner.student, winner.params, report
+
+    def told(self, placed: list[Placed]) -> list[Placed]:
+        """Say that a round is done, and the smallest error in it."""
+        self.rounds += 1
+        if self.progress is not None:
+            self.progress(self.rounds, 4 + self.settings.lower_starts, placed[0].rmse)
+        return placed
 
     def place(self, field: Iterable[Entrant], samples: int, points: bool = False) -> list[Placed]:
         """Entrants by their errors on some held-out samples, after a fit on as many training samples.
