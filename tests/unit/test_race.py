@@ -70,15 +70,17 @@ def test_every_base_starts_on_every_grid_once_and_at_the_same_cost() -> None:
     assert 4 < len(alone) < 10 and all("ipndm" not in label and "GITS" not in label for label in alone)
 
 
-def test_the_rounds_are_told_as_they_end() -> None:
-    for settings, rounds in ((SETTINGS, 5), (replace(SETTINGS, lower_starts=False), 4)):
-        told = list[tuple[int, int, float]]()
-        batch = batch_of_all()
-        _, _, report = run_race(
-            student(), toy_mixture(), batch, batch, settings, progress=lambda *said: told.append(said)
-        )
-        assert [said[:2] for said in told] == [(number, rounds) for number in range(1, rounds + 1)]
-        assert told[-1][2] == report.rmse
+@pytest.mark.parametrize(("lower_starts", "rounds"), [(True, 5), (False, 4)])
+def test_the_rounds_are_told_as_they_end(lower_starts: bool, rounds: int) -> None:
+    told = list[tuple[int, int, float]]()
+
+    def tell(done: int, of: int, error: float) -> None:
+        told.append((done, of, error))
+
+    batch, settings = batch_of_all(), replace(SETTINGS, lower_starts=lower_starts)
+    _, _, report = run_race(student(), toy_mixture(), batch, batch, settings, progress=tell)
+    assert [said[:2] for said in told] == [(number, rounds) for number in range(1, rounds + 1)]
+    assert told[-1][2] == report.rmse
 
 
 def test_a_start_is_traced_twice_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
