@@ -128,7 +128,7 @@ class Touch:
         (os.system, ("touch {}",), f"{os.system.__module__}.system"),
         (builtins.eval, ("open({!r}, 'w')",), "builtins.eval"),
         (builtins.exec, ("open({!r}, 'w')",), "builtins.exec"),
-        (builtins.open, ("{}", "w"), "io.open"),
+        (builtins.open, ("{}", "w"), f"{builtins.open.__module__}.open"),  # io, or _io since Python 3.13
         (builtins.getattr, (torch.float32, "__class__"), "builtins.getattr"),
         (builtins.__import__, ("os",), "builtins.__import__"),
         (np.save, ("{}", 1), "numpy.save"),

@@ -162,6 +162,7 @@ def test_gradients_reach_every_structural_coefficient() -> None:
     assert bool((leaves["alpha"].grad != 0).all()) and bool((leaves["sigma"].grad != 0).all())
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python:RuntimeWarning")  # of torch, on 3.13.0 alone
 def test_compiled_denoiser_gives_the_same_sample() -> None:
     program, teacher, z = epd(), toy_mixture(), torch.randn(3, 6, dtype=torch.float64)
     compiled = torch.compile(teacher, backend="aot_eager")
