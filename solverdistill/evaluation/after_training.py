@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from solverdistill.denoisers.base import Teacher
+from solverdistill.evaluation import lower_starts
+from solverdistill.evaluation.candidates import CLASSICAL
 from solverdistill.evaluation.comparison import CURVE_NFE, CURVE_SAMPLES, Comparison, compare_with_classical
 from solverdistill.evaluation.reports import figures
 from solverdistill.evaluation.reports.table_files import write_csv, write_markdown
@@ -39,6 +41,20 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def expected(self, nfe: int, depth: int, samples: int) -> int:
+        """The most evaluations that `compare_at_the_end` takes, beside those of the reference end points.
+
+        Args:
+            nfe: The student's evaluations.
+            depth: Its sequential calls, with which classical solvers are compared too.
+            samples: Held-out samples.
+        """
+        solvers = sum(len(baseline.grids) for baseline in CLASSICAL)
+        few = len(lower_starts.SHIFTS) * solvers * min(lower_starts.SAMPLES, samples)
+        compared = sum(cost * ((solvers + lower_starts.KEPT) * samples + few) for cost in {nfe, depth})
+        curves = sum(self.curve_nfe) * solvers * min(self.curve_samples, samples)
+        return nfe * samples + compared + curves + 2 * nfe * min(self.grid_samples, samples)
 
 
 def compare_at_the_end(

@@ -17,6 +17,7 @@ from solverdistill.programs.playing import sample
 from solverdistill.programs.tracing import Eager
 from solverdistill.references.batch import Batch
 from solverdistill.references.trajectory import Trajectory
+from solverdistill.support.processes import count
 from solverdistill.support.type_checks import check_fields
 
 
@@ -31,6 +32,7 @@ class GreedyFit:
     samples: int = 1024
     needs_trajectories: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -40,6 +42,11 @@ class GreedyFit:
     def check(self, plan: FitPlan) -> None:
         """Refuse a student that is none of D-ODE's."""
         check_greedy(plan.student.family)
+
+    def expected(self, plan: FitPlan) -> int:
+        """One roll-out of the training samples and two errors, in every process."""
+        samples = min(self.samples, plan.train_samples) + 2 * plan.held_out_samples
+        return count() * samples * plan.student.family.nfe
 
     def run(self, context: FitContext) -> Standing:
         """Fit all lambdas anew."""

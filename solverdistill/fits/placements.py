@@ -28,7 +28,7 @@ from solverdistill.families.learned.table import Table
 from solverdistill.families.student import Student
 from solverdistill.fits.batches import mean_error, take
 from solverdistill.fits.gauss_newton.fit import GaussNewtonFit, fit_gauss_newton
-from solverdistill.fits.protocol import FitContext, FitPlan, Progress, Standing
+from solverdistill.fits.protocol import Fit, FitContext, FitPlan, Progress, Standing
 from solverdistill.fits.race.fit import RaceFit
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.programs.program import SolverProgram
@@ -64,6 +64,7 @@ class PlacementFit:
     seed: int = 0
     needs_trajectories: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -78,6 +79,24 @@ class PlacementFit:
                 f"fit=placements finds where the points of parallel belong; {plan.student.family.name} has none, take "
                 "fit=[race,gauss_newton]"
             )
+
+    def expected(self, plan: FitPlan) -> int:
+        """The sequential solver's fits and all rounds, with a placement that was given beside the random ones."""
+        family = plan.student.family
+        assert isinstance(family, Parallel)
+        before = sequential_plan(plan, family, self.batch_size)
+        most = before.held_out + sum(fit.expected(before) for fit in before.fits.values())
+        few = replace(plan, held_out_samples=min(self.samples, plan.held_out_samples))
+        for placed, iterations in self.rounds(self.placements + 1):
+            if iterations:
+                most += placed * (GaussNewtonFit(iterations, self.samples).expected(few) + plan.held_out)
+        return most
+
+    def rounds(self, placed: int) -> list[tuple[int, int]]:
+        """Placements of every round, and their steps."""
+        half = max(1, self.iterations // 2)
+        later = max(self.finalists, placed // 2)
+        return [(placed, half), (later, self.iterations - half), (self.finalists, self.final_iterations)]
 
     def run(self, context: FitContext) -> Standing:
         """Fit the sequential solver, search placements beside it, and keep what is better."""
@@ -98,19 +117,25 @@ def sequential(context: FitContext, family: Parallel, batch_size: int) -> Standi
         family: The student.
         batch_size: Samples that go through the network at once.
     """
-    plan, standing, student = context.plan, context.standing, context.standing.student
+    standing = context.standing
+    plan = sequential_plan(replace(context.plan, student=standing.student), family, batch_size)
+    standing = replace(standing, student=plan.student)
+    for fit in plan.fits.values():
+        standing = fit.run(FitContext(plan, standing, context.data.for_student(standing.student.family)))
+    return standing
+
+
+def sequential_plan(plan: FitPlan, family: Parallel, batch_size: int) -> FitPlan:
+    """The fits of the sequential solver of a parallel student; none for a table that it was given."""
     if family.table is not None:
-        return replace(standing, student=Student.of(replace(family, points=1)))
+        return replace(plan, student=Student.of(replace(family, points=1)), fits={})
     options = {"denoise_to_zero": family.denoise_to_zero}
     if family.base is not None:
         options |= {"base": family.base, "order": family.order}
-    grid = family.grid if student.rule is None else student.rule
+    grid = family.grid if plan.student.rule is None else plan.student.rule
     own = Student.build("corrected", family.depth, grid, family.path, options)
-    fits = {"race": RaceFit(batch_size=batch_size), "gauss_newton": GaussNewtonFit(batch_size=batch_size)}
-    plan, standing = replace(plan, student=own, fits=fits), replace(standing, student=own)
-    for fit in fits.values():
-        standing = fit.run(FitContext(plan, standing, context.data.for_student(standing.student.family)))
-    return standing
+    fits: dict[str, Fit] = {"race": RaceFit(batch_size=batch_size)}
+    return replace(plan, student=own, fits={**fits, "gauss_newton": GaussNewtonFit(batch_size=batch_size)})
 
 
 class Placement(NamedTuple):
@@ -154,10 +179,11 @@ class _Search:
         before = replace(before, params=params, rmse=error)
         start = begun[0].family.source if begun else first.program(params).detach()
         field = [*begun, *(self.draw(family, start, first.grid[0]) for _ in range(settings.placements))]
-        half, placed = max(1, settings.iterations // 2), len(field)
-        field = self.advance(field, half, half)[: max(settings.finalists, placed // 2)]
-        field = self.advance(field, settings.iterations - half, settings.iterations)[: settings.finalists]
-        field = self.advance(field, settings.final_iterations, FINAL_PATIENCE)
+        placed = len(field)
+        (_, half), (later, rest), (finalists, last) = settings.rounds(placed)
+        field = self.advance(field, half, half)[:later]
+        field = self.advance(field, rest, settings.iterations)[:finalists]
+        field = self.advance(field, last, FINAL_PATIENCE)
         best = field[0]
         history = [Point(error, 0, 0.0), Point(min(error, best.rmse), self.meter.evaluations, self.meter.seconds)]
         note = f"best of {placed} placements {best.rmse:.4f}, beside {first.name} with nfe {first.nfe}: {error:.4f}"
@@ -203,10 +229,7 @@ class _Search:
     @property
     def steps(self) -> int:
         """Gauss-Newton steps of all rounds, at most."""
-        given = self.settings
-        half, later = max(1, given.iterations // 2), max(given.finalists, given.placements // 2)
-        rest = given.iterations - half
-        return given.placements * half + later * rest + given.finalists * given.final_iterations
+        return sum(placed * steps for placed, steps in self.settings.rounds(self.settings.placements))
 
     def error(self, program: SolverProgram) -> float:
         """Mean RMSE on all held-out samples."""

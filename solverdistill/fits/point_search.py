@@ -33,7 +33,7 @@ from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.noise.levels import float64
 from solverdistill.programs.tracing import Eager
 from solverdistill.references.batch import Batch
-from solverdistill.support.processes import count, share, total
+from solverdistill.support.processes import count, dealt, share, total
 from solverdistill.support.type_checks import check_fields
 
 RATIOS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.27, 0.35, 0.45, 0.55, 0.67, 0.8, 0.92)  # r = 0 would be the slope g again
@@ -56,6 +56,7 @@ class PointSearchFit:
     batch_size: int = 64
     needs_trajectories: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -67,6 +68,15 @@ class PointSearchFit:
         """Refuse a student without points, unless other fits can work on it."""
         if len(plan.fits) == 1:
             check_points(plan.student.family)
+
+    def expected(self, plan: FitPlan) -> int:
+        """The search and two errors; nothing where there are no points."""
+        family = plan.student.family
+        return self.of_search(family, plan.train_samples) + 2 * plan.held_out if searchable(family) else 0
+
+    def of_search(self, family: Family, train_samples: int) -> int:
+        """Evaluations that the search alone takes, at most."""
+        return dealt(min(max(self.samples, count()), train_samples)) * (len(RATIOS) + 1) * family.steps
 
     def run(self, context: FitContext) -> Standing:
         """Search the points of the standing, where there are any."""

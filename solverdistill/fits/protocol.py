@@ -1,6 +1,6 @@
 """What a fit is: settings that can be checked, and a run that goes from one standing to the next.
 
-A fit is a frozen dataclass of its settings with the three members of `Fit`. A new one is one file, one line in
+A fit is a frozen dataclass of its settings with the members of `Fit`. A new one is one file, one line in
 `fits.registry` and one in configs/fit.
 """
 
@@ -18,6 +18,7 @@ from solverdistill.fits.batches import on_device
 from solverdistill.fits.report import FitReport
 from solverdistill.references.batch import Batch
 from solverdistill.references.serving import TargetData
+from solverdistill.support.processes import dealt
 
 Progress = Callable[[int, int, float], None]
 
@@ -79,6 +80,7 @@ class FitPlan:
         train_samples: Number of training samples.
         seed: Seed of initial params and of samples drawn.
         descent: What a fit with an optimizer needs; None where none of the fits has one.
+        held_out_samples: Number of held-out samples.
     """
 
     student: Student
@@ -88,6 +90,7 @@ class FitPlan:
     train_samples: int
     seed: int
     descent: Descent | None = None
+    held_out_samples: int = 128
 
     def check(self) -> None:
         """Refuse fits, an order of them, or a student that cannot work, before anything is computed.
@@ -99,6 +102,11 @@ class FitPlan:
             raise ValueError("fit is empty; name at least one, for example fit=[race,gauss_newton]")
         for fit in self.fits.values():
             fit.check(self)
+
+    @property
+    def held_out(self) -> int:
+        """Evaluations that the student's error on the held-out samples takes."""
+        return dealt(self.held_out_samples) * self.student.family.nfe
 
     @property
     def chosen(self) -> str:
@@ -141,13 +149,19 @@ class Fit(Protocol):
         needs_trajectories: Whether it reads whole reference trajectories, or moves the student's grid away from stored
             states.
         resumes: Whether it goes on from a checkpoint of a killed run.
+        differentiates: Whether it takes derivatives of the network.
     """
 
     needs_trajectories: ClassVar[bool]
     resumes: ClassVar[bool]
+    differentiates: ClassVar[bool]
 
     def check(self, plan: FitPlan) -> None:
         """Refuse a plan that the fit cannot work in; ValueError in one sentence."""
+        ...
+
+    def expected(self, plan: FitPlan) -> int:
+        """The most forward equivalents that the fit takes in a plan, of all processes together."""
         ...
 
     def run(self, context: FitContext) -> Standing:

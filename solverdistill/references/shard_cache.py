@@ -104,6 +104,11 @@ class ShardCache:
             waiting = left
         return found
 
+    def missing(self, shards: Sequence[int]) -> list[int]:
+        """Shards that are not there; contents are not looked at, and nothing is written."""
+        entries = self._entries()
+        return [shard for shard in shards if f"{shard:08d}" not in entries or not self.path(shard).is_file()]
+
     def read(self, shard: int) -> dict[str, Tensor]:
         """Tensors of a shard, mapped into memory: only what is looked at is read."""
         from safetensors import safe_open

@@ -78,6 +78,13 @@ class Reference:
             return grid_values(Grid(self.grid, self.steps, *noise_range, self.rho), path)
         return nested_grid(rule, path, self.nested, self.inner)
 
+    def evaluations(self, path: Path, noise_range: tuple[float, float], rule: Grid | None = None) -> int:
+        """Evaluations per sample, at most; of dopri5, which chooses its steps as it goes, the fewest."""
+        levels = self.levels(path, noise_range, rule)
+        if self.solver == "dopri5":
+            return 7 * len(levels)  # six per step, and the slope at every point
+        return families.build(self.solver, levels, path).nfe + 1
+
     def solve(
         self, teacher: Teacher, denoiser: Any, noise: Tensor, cond: Any = None, rule: Grid | None = None
     ) -> Trajectory:

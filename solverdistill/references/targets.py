@@ -30,6 +30,7 @@ from solverdistill.references.shard_cache import ShardCache
 from solverdistill.references.solving import Reference
 from solverdistill.references.trajectory import Trajectory
 from solverdistill.support.files import default_root
+from solverdistill.support.processes import count
 from solverdistill.support.type_checks import check_fields
 
 CHUNK = 64  # samples; a batched network is not bit-identical to a single one, so targets are made in aligned chunks
@@ -153,6 +154,12 @@ class Source:
         leaves = {f"cond.{i}": leaf for i, leaf in enumerate(pytree.tree_leaves(cond)) if cond is not None}
         states, slopes = (x.float().cpu().transpose(0, 1).contiguous() for x in (solved.states, solved.slopes))
         return {"noise": noise, "states": states, "slopes": slopes, **leaves}
+
+    def missing(self, samples: int) -> int:
+        """Samples to solve for so many: whole chunks that the cache has not, or without one all in every process."""
+        size, cache = self.settings.chunk, self.cache()
+        chunks = range(-(-samples // size))
+        return size * (count() * len(chunks) if cache is None else len(cache.missing(chunks)))
 
     def trajectory(self, rows: dict[str, Tensor]) -> Trajectory:
         """The trajectories of some rows."""

@@ -23,6 +23,11 @@ def share(positions: Tensor) -> Tensor:
     return positions[distributed.get_rank() :: distributed.get_world_size()] if joined() else positions
 
 
+def dealt(samples: int) -> int:
+    """Samples that all processes together work on when `share` deals out so many: each counts as much as the first."""
+    return -(-samples // count()) * count()
+
+
 def total(value: Tensor) -> Tensor:
     """Sum a tensor over all processes; it comes back on its own device."""
     if not joined():

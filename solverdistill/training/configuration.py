@@ -132,8 +132,9 @@ class Run:
             optimizer, schedule = make_optimizer(config["optimizer"]), make_schedule(config["optimizer"])
             objective = make_objective(config["objective"], self.teacher)
             descent = Descent(objective, optimizer, schedule, trainer, checkpoint)
-        samples = self.targets.train_samples
-        return FitPlan(self.student, self.denoiser, self.fits, self.teacher.shape, samples, config["seed"], descent)
+        train, held_out = self.targets.train_samples, self.targets.validation_samples
+        of = self.student, self.denoiser, self.fits, self.teacher.shape, train, config["seed"]
+        return FitPlan(*of, descent, held_out)
 
 
 def check_config(config: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from solverdistill.training.configuration import Run
 from solverdistill.training.distilled import Distilled
 from solverdistill.training.exporting import make_provenance
 from solverdistill.training.isolation import own_randomness, quiet_lightning
-from solverdistill.training.screen import Screen, say_hello
+from solverdistill.training.screen import Screen, say_costs, say_hello, say_spent
 from solverdistill.training.stages import Watcher, fit_all
 
 Settings = Mapping[str, Any]
@@ -100,7 +100,10 @@ def distill(
         if shown:
             say_hello(run)
         data = run.data(run.student, where, TargetProgress() if shown else None)
-        standing = fit_all(plan, run.begin, data, Screen() if shown else Watcher())
+        costs = say_costs(run, plan, data) if shown else None
+        standing = fit_all(plan, run.begin, data, Watcher() if costs is None else Screen(costs))
+        if costs is not None:
+            say_spent(costs, standing.reports)
     family = standing.student.family
     params = family.init(seed) if standing.params is None else standing.params
     provenance = make_provenance(run.config, run.teacher, data.choice, standing.reports)

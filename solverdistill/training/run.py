@@ -23,11 +23,12 @@ from solverdistill.references.choice import Choice
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
 from solverdistill.training.configuration import Run
+from solverdistill.training.costs import Costs
 from solverdistill.training.exporting import export, make_provenance, write_reports
 from solverdistill.training.isolation import own_randomness, quiet_lightning
 from solverdistill.training.launch import refuse_sweep_of_subprocesses, start_processes
 from solverdistill.training.recording import find_checkpoint, log_fit
-from solverdistill.training.screen import Screen, say_hello
+from solverdistill.training.screen import Screen, say_costs, say_hello, say_spent
 from solverdistill.training.stages import Watcher, fit_all
 from solverdistill.training.starting import asked_for
 from solverdistill.training.trainer import make_trainer
@@ -66,9 +67,16 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     run.denoiser.to(device)
     student = run.student if checkpoint is None else run.student.rebuilt(family_of_checkpoint(checkpoint, run.student))
     data = run.data(student, device, TargetProgress() if first else None)
+    watcher, costs = Watcher(), None
     if first:
         say_hello(run)
-    standing = fit_all(plan, replace(run.begin, student=student), data, Logged(trainer) if first else Watcher())
+        of = student.family.nfe, student.family.depth, run.targets.test_samples
+        comparison = evaluation.expected(*of) if evaluation.enabled else None
+        costs = say_costs(run, plan, data, comparison)
+        watcher = Logged(trainer, costs)
+    standing = fit_all(plan, replace(run.begin, student=student), data, watcher)
+    if costs is not None:
+        say_spent(costs, standing.reports)
     test = data.split("test") if evaluation.enabled else None  # made by all processes together
     if first:
         conclude(run, standing, output, evaluation, test, data.choice)
@@ -81,9 +89,11 @@ class Logged(Screen):
 
     Args:
         trainer: Has the loggers.
+        costs: What the run was expected to cost.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, costs: Costs) -> None:
+        super().__init__(costs)
         self._trainer = trainer
 
     def fitted(self, fit: Fit, report: FitReport) -> None:

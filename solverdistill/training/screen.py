@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-from solverdistill.fits.protocol import Fit, Progress
+from solverdistill.fits.protocol import Fit, FitPlan, Progress
 from solverdistill.fits.report import FitReport
+from solverdistill.references.serving import TargetData
 from solverdistill.support.progress import FitProgress, console
 from solverdistill.training.configuration import Run
+from solverdistill.training.costs import COMPARISON, Costs, describe, expect, in_words
 from solverdistill.training.stages import Watcher
 
 
 class Screen(Watcher):
-    """Shows a bar for every fit, and a line of what it reached."""
+    """Shows a bar for every fit, a line of what it reached, and before it what is to go at most.
+
+    Args:
+        costs: What the run was expected to cost.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
 
     def targets(self, report: FitReport) -> None:
         console().print(report.summary())
 
     def fitting(self, name: str, fit: Fit) -> AbstractContextManager[Progress | None]:
+        if self._costs.timed:
+            console().print(f"to go, at most: {self._costs.since(name)}")
         return FitProgress(name, not fit.resumes)  # a trainer has a bar of its own
 
     def fitted(self, fit: Fit, report: FitReport) -> None:
@@ -34,3 +46,36 @@ def say_hello(run: Run) -> None:
         f"depth {family.depth}, {family.steps} steps on the {family.path.name} path; reference "
         f"{'measures itself' if settings.measure else reference}; fits: {', '.join(run.fits)}"
     )
+
+
+def say_costs(run: Run, plan: FitPlan, data: TargetData, comparison: int | None = None) -> Costs:
+    """Show what the run will cost at most, a line for each kind of work.
+
+    Args:
+        run: The run.
+        plan: Its fits.
+        data: Its targets, before they are made.
+        comparison: Evaluations of the comparison at its end, beside its references; None for no comparison.
+    """
+    from rich.table import Table
+
+    costs = expect(run, plan, data, comparison)
+    if not costs.timed:
+        console().print(f"at most {costs}, too few to time")
+        return costs
+    table = Table("what it costs, at most", "evaluations", "time")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in (*costs.parts, costs.total):
+        table.add_row(part.name, f"{part.evaluations:,}", in_words(part.seconds))
+    console().print(table)
+    if costs.adaptive:
+        console().print("of an adaptive reference, at least: it chooses its steps as it goes")
+    return costs
+
+
+def say_spent(costs: Costs, reports: Sequence[FitReport]) -> None:
+    """Show what references and fits took, beside what they were expected to take at most."""
+    evaluations, seconds = (sum(values) for values in zip(*((r.evaluations, r.seconds) for r in reports), strict=True))
+    spent = f"references and fits took {describe(evaluations, seconds)}"
+    console().print(f"{spent}; expected, at most: {costs.until(COMPARISON)}" if costs.timed else spent)

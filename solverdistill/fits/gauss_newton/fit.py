@@ -14,6 +14,7 @@ References: Levenberg, Quarterly of Applied Mathematics 2, 1944; Marquardt, SIAM
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,9 +27,9 @@ from solverdistill.fits.batches import mean_error, take
 from solverdistill.fits.gauss_newton.normal_equations import Equations, NormalEquations, damped_step, moved
 from solverdistill.fits.gauss_newton.sketches import random_signs
 from solverdistill.fits.protocol import FitContext, FitPlan, Progress, Standing
-from solverdistill.fits.report import FitReport, Meter, Point
+from solverdistill.fits.report import BACKWARD_COST, TANGENT_COST, FitReport, Meter, Point
 from solverdistill.references.batch import Batch
-from solverdistill.support.processes import share
+from solverdistill.support.processes import dealt, share
 from solverdistill.support.type_checks import check_fields
 
 JACOBIANS = ("sketch", "exact")
@@ -83,6 +84,7 @@ class GaussNewtonFit:
     seed: int = 0
     needs_trajectories: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -103,6 +105,18 @@ class GaussNewtonFit:
 
     def check(self, plan: FitPlan) -> None:
         """Every student can be fitted."""
+
+    def expected(self, plan: FitPlan) -> int:
+        """All iterations, or the budget and one more, with every damping tried."""
+        family, wanted = plan.student.family, self.samples or plan.train_samples
+        passes = 1 + BACKWARD_COST * (1 + self.sketches)
+        if self.jacobian == "exact":  # one by one, where the network takes no more at once
+            passes = 1 + (1 + TANGENT_COST) * sum(value.numel() for value in family.init(plan.seed).values())
+        repeats = self.jacobian == "exact" and wanted >= plan.train_samples
+        tries = self.tries + (LAST_TRIES if repeats else 0)
+        each = math.ceil(passes * dealt(min(wanted, plan.train_samples)) * family.nfe) + tries * plan.held_out
+        most = plan.held_out + self.iterations * each
+        return most if self.evaluations is None else min(most, self.evaluations + each)
 
     def run(self, context: FitContext) -> Standing:
         """Fit the params of the standing."""

@@ -49,6 +49,10 @@ class AdversarialFit(GradientFit):
         if self.discriminator not in ("auto", "paper", "small"):
             raise ValueError(f"fit.discriminator must be auto, paper or small, not {self.discriminator!r}")
 
+    def of_step(self, family: Family) -> float:
+        """Beside the student's step, samples of fresh noise for the discriminator."""
+        return super().of_step(family) + family.nfe
+
     def module(self, plan: FitPlan, family: Family, start: Params | None) -> SolverDistillation:
         """The Lightning module with a discriminator for samples of the run's shape."""
         return AdversarialDistillation(**self.arguments(plan, family, start), shape=plan.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,7 +11,9 @@ import torch
 from solverdistill.families.base import Family, Params
 from solverdistill.fits.gradient.module import FitSettings, SolverDistillation
 from solverdistill.fits.protocol import Descent, FitContext, FitPlan, Standing
+from solverdistill.fits.report import BACKWARD_COST
 from solverdistill.references.datamodule import TargetDataModule
+from solverdistill.support.processes import count
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class GradientFit(FitSettings):
 
     needs_trajectories: ClassVar[bool] = False  # but an objective may
     resumes: ClassVar[bool] = True
+    differentiates: ClassVar[bool] = True
 
     def check(self, plan: FitPlan) -> None:
         """Refuse a second fit with an optimizer, and what cannot be trained."""
@@ -27,6 +31,22 @@ class GradientFit(FitSettings):
             raise ValueError(f"{plan.chosen} has {len(trained)} fits with an optimizer; keep one of them")
         descent_of(plan).optimizer([("check", torch.nn.Parameter(torch.zeros(1)))])
         self.module(plan, plan.student.family, None)
+
+    def expected(self, plan: FitPlan) -> int:
+        """All iterations; every process looks at all held-out samples, before the first and at every validation."""
+        validations = 1 + math.ceil(self.iterations / self.interval)
+        held_out = count() * plan.held_out_samples * plan.student.family.nfe
+        each = self.batch_size * self.of_step(plan.student.family)
+        return math.ceil(self.iterations * each) + validations * held_out
+
+    def of_step(self, family: Family) -> float:
+        """Forward equivalents of a training step, per sample."""
+        return family.nfe * (1 + self.backward)
+
+    @property
+    def backward(self) -> float:
+        """Forward equivalents of a backward pass, per evaluation that it goes through."""
+        return BACKWARD_COST + self.checkpointing
 
     def run(self, context: FitContext) -> Standing:
         """Descend from the standing, or go on from a checkpoint."""

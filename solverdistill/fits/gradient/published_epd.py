@@ -19,6 +19,10 @@ from solverdistill.references.batch import Batch
 class PublishedEPDFit(GradientFit):
     """Settings of EPD's published schedule: those of gradient descent."""
 
+    def of_step(self, family: Family) -> float:
+        """The loss of every solver step is propagated back through all steps until then."""
+        return family.nfe * (1 + self.backward * (family.steps + 1) / 2)
+
     def module(self, plan: FitPlan, family: Family, start: Params | None) -> SolverDistillation:
         """The Lightning module that steps inside the roll-out."""
         return PublishedEPDDistillation(**self.arguments(plan, family, start))

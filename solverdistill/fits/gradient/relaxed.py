@@ -33,6 +33,10 @@ class RelaxedFit(GradientFit):
         super().__post_init__()
         check_fields(self)
 
+    def of_step(self, family: Family) -> float:
+        """Beside the student's step, the loss at the moved noises."""
+        return super().of_step(family) + family.nfe
+
     def module(self, plan: FitPlan, family: Family, start: Params | None) -> SolverDistillation:
         """The Lightning module with a shift for every training sample."""
         sizes = {"shape": plan.shape, "samples": plan.train_samples}

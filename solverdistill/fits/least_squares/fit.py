@@ -44,7 +44,7 @@ from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.noise.levels import float64
 from solverdistill.objectives.distances import rmse
 from solverdistill.references.batch import Batch
-from solverdistill.support.processes import share, total
+from solverdistill.support.processes import dealt, share, total
 
 RIDGES = (1e-6, 1e-3, 1e-2, 1e-1)  # of the evaluations: each takes a pass through the network
 SAMPLE_RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -57,12 +57,24 @@ class LeastSquaresFit(RowSettings):
 
     needs_trajectories: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = False
 
     def check(self, plan: FitPlan) -> None:
         """Refuse a student without linear rows, unless other fits can work on it."""
         family = plan.student.family
         if len(plan.fits) == 1 and not family.linear_params:
             raise ValueError(f"fit=least_squares has nothing to fit in {family.name}; take fit=gauss_newton")
+
+    def expected(self, plan: FitPlan) -> int:
+        """A pass through all samples for every ridge, and one for none; nothing where no params are linear."""
+        family, samples = plan.student.family, dealt(min(self.samples, plan.train_samples))
+        if not family.linear_params:
+            return 0
+        ridges = len(RIDGES) if self.ridge is None else 1
+        passes = 1 if self.form == "teacher_forced" else 1 + ridges
+        if self.form == "local":
+            passes += ridges * self.fine_steps * (2 if self.fine_solver == "heun" else 1)
+        return passes * samples * family.nfe + (1 + ridges) * plan.held_out
 
     def run(self, context: FitContext) -> Standing:
         """Fit the linear params of the standing, where there are any."""

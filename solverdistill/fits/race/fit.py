@@ -32,10 +32,10 @@ from solverdistill.fits.batches import mean_error, take, take_solved
 from solverdistill.fits.least_squares.row_fits import RowSettings, fit_rows
 from solverdistill.fits.point_search import PointSearchFit, search_points, searchable
 from solverdistill.fits.protocol import FitContext, FitPlan, Progress, Standing
-from solverdistill.fits.race.entrants import Entrant, entrants, from_lower
+from solverdistill.fits.race.entrants import GITS_WEIGHTS, Entrant, entrants, from_lower, grid_rules
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.references.batch import Batch
-from solverdistill.support.processes import count, share
+from solverdistill.support.processes import count, dealt, share
 from solverdistill.support.type_checks import check_fields
 
 SHIFTS = (1.0, 2.0, 3.0)  # of log(alpha / sigma) at the start, tried on the best grids
@@ -72,6 +72,7 @@ class RaceFit:
     batch_size: int = 64
     needs_trajectories: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -83,6 +84,26 @@ class RaceFit:
         """Refuse to come after another fit."""
         if next(iter(plan.fits.values())) is not self:
             raise ValueError(f"{plan.chosen}: the race finds where to start, so it has to come first")
+
+    def expected(self, plan: FitPlan) -> int:
+        """All rounds with every start on every grid, and each of the best from every lower level."""
+        family, grid = plan.student.family, plan.student.family.grid
+        linear = self.least_squares and bool(family.linear_params)
+        starts = len(family.starts()) if self.starts and not linear else 1
+        rules = len(grid_rules(family.path, grid[0], grid[-1])) + (len(GITS_WEIGHTS) if self.gits else 0)
+        begun, finalists = 2 + starts * rules, self.survivors
+        if self.lower_starts:
+            begun, finalists = begun + self.survivors * len(SHIFTS), finalists + len(FINER)
+        train, more = min(TRAJECTORIES, plan.train_samples), FACTOR * self.first
+
+        def of(samples: int, fitted: bool = False) -> int:
+            fit = dealt(min(max(samples, count()), train)) if fitted else 0
+            return (dealt(min(samples, plan.held_out_samples)) + fit) * family.nfe
+
+        second = of(more, linear)
+        if self.least_squares and not linear and searchable(family):
+            second += PointSearchFit(max(1, more // 2)).of_search(family, train)
+        return begun * of(self.first, linear) + finalists * second + 2 * of(FACTOR * more) + 2 * plan.held_out
 
     def run(self, context: FitContext) -> Standing:
         """Find the student, and the params, to start from."""
