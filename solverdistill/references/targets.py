@@ -134,6 +134,7 @@ class Source:
         denoiser: The teacher, possibly guided; on `device`.
         device: Where the network runs.
         rule: The student's grid rule, which a nested reference refines.
+        described: What `describe` says of the denoiser, where it is known: it reads all weights.
     """
 
     settings: TargetSettings
@@ -142,6 +143,7 @@ class Source:
     denoiser: Any
     device: torch.device | str = "cpu"
     rule: Grid | None = None
+    described: dict[str, Any] | None = None
 
     def solve(self, chunk: int) -> dict[str, Tensor]:
         """Solve one chunk: noise, condition leaves, states and slopes, samples first, float32 on the host."""
@@ -185,7 +187,7 @@ class Source:
         if settings.cache is None:
             return None
         facts = {
-            "denoiser": describe(self.denoiser),
+            "denoiser": self.described or describe(self.denoiser),
             "reference": reference.description(self.teacher.path, self.teacher.noise_range, self.rule),
             "seed": settings.seed,
             "split": self.split,

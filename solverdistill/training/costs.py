@@ -21,7 +21,7 @@ from solverdistill.fits.protocol import FitPlan
 from solverdistill.fits.report import BACKWARD_COST, Meter
 from solverdistill.references.seeding import SPLITS, seeded_noise
 from solverdistill.references.serving import TargetData
-from solverdistill.references.targets import Source
+from solverdistill.references.targets import Source, describe
 from solverdistill.support.processes import count
 from solverdistill.training.configuration import Run
 
@@ -39,7 +39,7 @@ class Part:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        return describe(self.evaluations, self.seconds)
+        return amount(self.evaluations, self.seconds)
 
 
 class Speed(NamedTuple):
@@ -87,7 +87,7 @@ class Costs:
         return str(self.total) if self.timed else f"{self.total.evaluations:,} evaluations"
 
 
-def describe(evaluations: int, seconds: float) -> str:
+def amount(evaluations: int, seconds: float) -> str:
     """Evaluations and time in words."""
     return f"{evaluations:,} evaluations, {in_words(seconds)}"
 
@@ -125,10 +125,11 @@ def evaluations_of(plan: FitPlan, data: TargetData, comparison: int | None = Non
     """Evaluations of references, fits and comparison, at most, of all processes; see `expect`."""
     teacher, settings = data.teacher, data.settings
     each = settings.reference.evaluations(teacher.path, teacher.noise_range, data.rule)
+    known = data.device, data.rule, None if settings.cache is None else describe(data.denoiser)
 
     def references(*splits: str) -> int:
-        sources = ((Source(settings, name, teacher, data.denoiser, data.device, data.rule), name) for name in splits)
-        return each * sum(source.missing(settings.count(name)) for source, name in sources)
+        sources = {name: Source(settings, name, teacher, data.denoiser, *known) for name in splits}
+        return each * sum(source.missing(settings.count(name)) for name, source in sources.items())
 
     work = {REFERENCES: references("train", "validation") + count() * data.choice.evaluations}
     work |= {name: fit.expected(plan) for name, fit in plan.fits.items()}

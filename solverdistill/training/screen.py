@@ -10,7 +10,7 @@ from solverdistill.fits.report import FitReport
 from solverdistill.references.serving import TargetData
 from solverdistill.support.progress import FitProgress, console
 from solverdistill.training.configuration import Run
-from solverdistill.training.costs import COMPARISON, Costs, describe, expect, in_words
+from solverdistill.training.costs import COMPARISON, Costs, amount, expect, in_words
 from solverdistill.training.stages import Watcher
 
 
@@ -77,5 +77,5 @@ def say_costs(run: Run, plan: FitPlan, data: TargetData, comparison: int | None 
 def say_spent(costs: Costs, reports: Sequence[FitReport]) -> None:
     """Show what references and fits took, beside what they were expected to take at most."""
     evaluations, seconds = (sum(values) for values in zip(*((r.evaluations, r.seconds) for r in reports), strict=True))
-    spent = f"references and fits took {describe(evaluations, seconds)}"
+    spent = f"references and fits took {amount(evaluations, seconds)}"
     console().print(f"{spent}; expected, at most: {costs.until(COMPARISON)}" if costs.timed else spent)
