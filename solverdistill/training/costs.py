@@ -154,10 +154,10 @@ def time_network(run: Run, device: torch.device | str, most: int, differentiate:
         noise, cond = seeded_noise(range(SPLITS["fresh"], SPLITS["fresh"] + size), run.teacher)
         cond = None if cond is None else pytree.tree_map(lambda leaf: leaf.to(device), cond)
         x = noise.to(device).requires_grad_(backward)
-        levels = (x.new_full((size,), float(value[0])) for value in (program.alpha, program.sigma))
+        alpha, sigma = (x.new_full((size,), float(value[0])) for value in (program.alpha, program.sigma))
         with torch.set_grad_enabled(backward):
             began = clock()
-            denoised: Any = call(run.denoiser, x, *levels, cond)
+            denoised: Any = call(run.denoiser, x, alpha, sigma, cond)
             if backward and denoised.requires_grad:
                 began = clock()
                 torch.autograd.grad(denoised.sum(), x)
