@@ -163,13 +163,15 @@ def time_network(run: Run, device: torch.device | str, most: int, differentiate:
                 torch.autograd.grad(denoised.sum(), x)
         return (clock() - began) / size
 
-    forward = seconds(1)  # the first call may load and compile
-    size = 1
-    if forward < LONGEST:
+    forward, size = seconds(1), 1  # the first call may load and compile
+    if forward < LONGEST or torch.device(device).type != "cpu":
         size = max(1, min(most, int(LONGEST / max(seconds(1), 1e-9))))
         forward = seconds(size)
     if not differentiate:
         return Speed(forward, forward)
     few = max(1, size // 3)
-    backward = min(seconds(few, True) for _ in range(1 if size == 1 else 2))
+    try:
+        backward = min(seconds(few, True) for _ in range(1 if size == 1 else 2))
+    except (RuntimeError, NotImplementedError):  # an estimate ends no run: the fit may differentiate otherwise
+        backward = forward
     return Speed(forward, max(forward, backward / BACKWARD_COST))

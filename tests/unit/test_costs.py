@@ -136,10 +136,25 @@ def test_the_time_is_that_of_the_network_on_a_few_images() -> None:
     vars(run).update(teacher=slow, denoiser=Counted(slow))
     began = time.perf_counter()
     speed = time_network(run, "cpu", 12, differentiate=True)
-    assert time.perf_counter() - began < 2 and run.denoiser.images <= 1 + 1 + 12 + 2 * 4
-    assert 0.005 <= speed.forward < 0.01 <= speed.derivative < 0.02
+    assert time.perf_counter() - began < 10 and run.denoiser.images <= 1 + 1 + 12 + 2 * 4
+    assert 0.005 <= speed.forward < 0.05 and 0.01 <= speed.derivative < 0.1
     forward, same = time_network(run, "cpu", 12, differentiate=False)
-    assert 0.005 <= forward == same < 0.01
+    assert 0.005 <= forward == same < 0.05
+
+
+def test_a_network_without_derivatives_is_timed_forward() -> None:
+    run = distil("gas", 4, {"gauss_newton": {"iterations": 1}}).run
+
+    class Refusing(Slow):
+        def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+            if torch.is_grad_enabled():
+                raise RuntimeError("no derivatives")
+            return super().forward(x, alpha, sigma, cond)
+
+    refusing = Refusing([[-1.0], [1.0]], [1.0, 1.0], [0.1, 0.1])
+    vars(run).update(teacher=refusing, denoiser=Counted(refusing))
+    forward, derivative = time_network(run, "cpu", 4, differentiate=True)
+    assert 0.005 <= forward == derivative < 0.05
 
 
 def test_it_is_said_before_counted_down_and_compared_with_what_was_taken(capsys: pytest.CaptureFixture[str]) -> None:
