@@ -137,7 +137,8 @@ class _Search:
     ) -> None:
         self.denoiser, self.train, self.held_out, self.settings = denoiser, train, held_out, settings
         self.few = take(held_out, torch.arange(min(settings.samples, len(held_out.noise))))
-        self.meter, self.done, self.progress = Meter(train.noise.device), 0, progress
+        self.meter, self.progress = Meter(train.noise.device), progress
+        self.done, self.steps = 0, 0  # Gauss-Newton steps, and those of all rounds at most
         self.generator = torch.Generator().manual_seed(settings.seed)
 
     def run(self, before: Standing, family: Parallel, begun: list[Placement]) -> Standing:
@@ -155,7 +156,10 @@ class _Search:
         start = begun[0].family.source if begun else first.program(params).detach()
         field = [*begun, *(self.draw(family, start, first.grid[0]) for _ in range(settings.placements))]
         half, placed = max(1, settings.iterations // 2), len(field)
-        field = self.advance(field, half, half)[: max(settings.finalists, placed // 2)]
+        later = min(placed, max(settings.finalists, placed // 2))
+        self.steps = placed * half + later * (settings.iterations - half)
+        self.steps += min(later, settings.finalists) * settings.final_iterations
+        field = self.advance(field, half, half)[:later]
         field = self.advance(field, settings.iterations - half, settings.iterations)[: settings.finalists]
         field = self.advance(field, settings.final_iterations, FINAL_PATIENCE)
         best = field[0]
@@ -199,14 +203,6 @@ class _Search:
             if self.progress is not None:
                 self.progress(self.done, self.steps, min(one.rmse for one in moved))
         return sorted(moved, key=lambda one: one.rmse)
-
-    @property
-    def steps(self) -> int:
-        """Gauss-Newton steps of all rounds, at most."""
-        given = self.settings
-        half, later = max(1, given.iterations // 2), max(given.finalists, given.placements // 2)
-        rest = given.iterations - half
-        return given.placements * half + later * rest + given.finalists * given.final_iterations
 
     def error(self, program: SolverProgram) -> float:
         """Mean RMSE on all held-out samples."""

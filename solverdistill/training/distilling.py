@@ -19,6 +19,7 @@ from solverdistill.support.progress import TargetProgress
 from solverdistill.training.compose import Choice, compose, merge, options_of
 from solverdistill.training.config_files import find_configs
 from solverdistill.training.configuration import Run
+from solverdistill.training.descent import refuse_unused
 from solverdistill.training.distilled import Distilled
 from solverdistill.training.exporting import make_provenance
 from solverdistill.training.isolation import own_randomness, quiet_lightning
@@ -85,6 +86,7 @@ def distill(
         ValueError, TypeError: a setting cannot be used; the message says which and what would do.
     """
     groups = {"fit": fit, "objective": objective, "optimizer": optimizer, "targets": targets}
+    check_kinds(teacher, solver)
     config = configure(teacher, solver, nfe, {name: value for name, value in groups.items() if value is not None})
     config.update(seed=seed, guidance=dict(guidance) if isinstance(guidance, Mapping) else guidance)
     config["start"] = None if start is None else str(start)
@@ -93,9 +95,11 @@ def distill(
     shown = (sys.stdout.isatty() or "ipykernel" in sys.modules) if progress is None else progress
     with quiet_lightning(), own_randomness(seed):
         run = Run.of(config, live, student, asked_of(solver, nfe, start))
-        where = place_of(live) if device is None else device
+        where = place_of(live) if device is None else pick_device(device)
         plan = run.plan(lambda settings: trainer_of(settings, where, shown))
         plan.check()
+        if not run.descends:
+            refuse_unused((name for name in ("objective", "optimizer") if groups[name] is not None), run.fits)
         run.denoiser.to(where)
         if shown:
             say_hello(run)
@@ -105,6 +109,24 @@ def distill(
     params = family.init(seed) if standing.params is None else standing.params
     provenance = make_provenance(run.config, run.teacher, data.choice, standing.reports)
     return Distilled(family, params, float(standing.rmse or 0.0), standing.reports, provenance, run, data)
+
+
+def check_kinds(teacher: Any, solver: Any) -> None:
+    """Refuse what is neither a name nor what a name stands for.
+
+    Raises:
+        TypeError: it is something else; the message says what makes a teacher or a solver of it.
+    """
+    if not isinstance(teacher, (str, Teacher)):
+        raise TypeError(
+            f"the teacher of distill is a name of configs/model or a Teacher, which a {type(teacher).__name__} is not; "
+            "of a network of your own make one with solverdistill.wrap"
+        )
+    if solver is not None and not isinstance(solver, (str, Mapping, Family)):
+        raise TypeError(
+            f"the solver of distill is a name, a mapping of settings or a family on its grid, not {solver!r}; a family "
+            "of your own goes by its dotted name"
+        )
 
 
 def configure(

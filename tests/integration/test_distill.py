@@ -142,6 +142,12 @@ def test_a_mapping_changes_what_a_group_has() -> None:
         ({"targets": {"train_samples": 0}}, "targets.train_samples must be at least 1, not 0"),
         ({"nfe": 0}, "solver.nfe must be an integer of at least 1, not 0"),
         ({"guidance": "strong"}, "guidance must be a number or a mapping"),
+        ({"teacher": torch.nn.Linear(2, 2)}, "which a Linear is not; of a network of your own make one with .*wrap"),
+        ({"solver": sd.families.ROSTER["gas"]}, "or a family on its grid, not <class .*; .* its dotted name"),
+        ({"objective": "endpoint"}, "^objective: only gradient descent has an objective, and .*race,gauss_newton,grad"),
+        ({"fit": "race", "optimizer": {"lr": 0.1}}, "^optimizer: only gradient descent has an optimizer, and .*race"),
+        ({"device": "cuda:77"}, "device=cuda:77 cannot be used here: "),
+        ({"device": "gpu"}, "device=gpu cannot be used here: "),
     ],
 )
 def test_mistakes_are_one_sentence(options: dict[str, Any], sentence: str) -> None:
