@@ -136,6 +136,17 @@ def test_the_command_line_begins_at_a_file_too(gas: Path, tmp_path: Path, monkey
     assert file.provenance["config_digest"]
 
 
+def test_a_run_says_that_its_gradient_descent_is_set_for_another_solver(
+    gas: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = {"gradient": {"iterations": 1, "batch_size": 4, "validations": 1}}
+    distil(start=gas, fit=few, solver="gas")
+    distil(start=gas, fit="race")
+    assert "objective and optimizer" not in caplog.text
+    distil(start=gas, fit=few)
+    assert "begins as gas, and objective and optimizer are the defaults of epd; say solver=gas for its own" in caplog.text
+
+
 def test_a_run_goes_on_from_no_checkpoint_of_another_solver(tmp_path: Path) -> None:
     asked, rule = Student.build("gas", 4, sd.Grid("polynomial"), "edm", {}), sd.Grid("polynomial")
     path = tmp_path / "last.ckpt"
