@@ -70,7 +70,7 @@ def distill(
     Args:
         teacher: A name of configs/model, or a live teacher: of `wrap`, `load_teacher`, or a class of your own.
         solver: A name of configs/solver, the dotted name of a family of your own, a mapping of settings with `name`
-            among them, or a family on its grid; None for the default of `train.py`.
+            among them, or a family on its grid; no name stands for the default of `train.py`.
         nfe: Evaluations of the network per sample; None for the solver's default.
         guidance: Guidance scale; or a mapping of scale, interval and channels.
         fit: Fits in their order: a name, several, or a mapping from names to settings; None for the default.
@@ -145,7 +145,7 @@ def configure(
     if isinstance(teacher, str):
         choices["model"] = teacher
     name = solver.name if isinstance(solver, Family) else solver.get("name") if isinstance(solver, Mapping) else solver
-    shipped = name in options_of(folder, "solver")
+    shipped = name is None or name in options_of(folder, "solver")
     if name is not None and (shipped or (isinstance(solver, str) and "." not in solver)):
         choices["solver"] = name
     config = compose(folder, choices)
@@ -157,6 +157,8 @@ def configure(
     if nfe is not None:
         if isinstance(solver, Family) and solver.nfe != nfe:
             raise ValueError(f"the {solver.name} that was given spends {solver.nfe} evaluations, not nfe={nfe}")
+        if isinstance(solver, Mapping) and solver.get("nfe", nfe) not in (nfe, None):
+            raise ValueError(f"nfe={nfe} and the solver's own nfe={solver['nfe']} disagree; give one of them")
         config["solver"]["nfe"] = nfe
     return config
 
@@ -198,7 +200,7 @@ def solver_settings(solver: str | Settings | Family | None, composed: Settings, 
     """
     if isinstance(solver, Family):
         return {**solver.hyperparameters(), "nfe": solver.nfe}
-    base = dict(composed) if shipped or solver is None else {key: composed[key] for key in ("nfe", "grid", "path")}
+    base = dict(composed) if shipped else {key: composed[key] for key in ("nfe", "grid", "path")}
     own = {"name": solver} if isinstance(solver, str) else solver or {}
     return merge(base, {**own, "name": own.get("name", composed["name"])})
 
