@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from solverdistill.support.mistakes import say_and_exit
@@ -37,7 +38,7 @@ def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[
     import hydra
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("cost_of", cost_of, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
     def decorate(work: Callable[[Any], Any]) -> Callable[[], None]:
         @hydra.main(version_base="1.3", config_path=str(find_configs()), config_name=config_name)
@@ -72,9 +73,12 @@ def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[
     return decorate
 
 
-def cost_of(solver: Any) -> str:
-    """What a sample of a configured student costs, for names of runs: nfe5, or depth3."""
-    return f"nfe{solver.nfe}" if solver.get("depth") is None else f"depth{solver.depth}"
+def run_name(chosen: str, model: str, solver: Any, start: str | None) -> str:
+    """Name of a run: solver, model and what a sample costs, nfe5 or depth3; or what it begins at, and the model."""
+    if start is not None:  # the file says what the solver is, and what it costs
+        return f"start-{Path(str(start).removeprefix('zoo:')).name.removesuffix('.json')}-{model}"
+    cost = f"nfe{solver.nfe}" if solver.get("depth") is None else f"depth{solver.depth}"
+    return f"{chosen}-{model}-{cost}"
 
 
 def divide(words: list[str]) -> tuple[list[str], list[str]]:

@@ -22,9 +22,10 @@ def main(config: dict[str, Any]) -> None:
     from solverdistill.references.targets import Source, make_targets
     from solverdistill.support.progress import TargetProgress, console
     from solverdistill.training.configuration import Run
+    from solverdistill.training.run import asked_settings
     from solverdistill.training.trainer import device_of
 
-    run = Run.of(config)
+    run = Run.of(config, asked=asked_settings(config))
     if run.targets.cache is None:
         print("error: targets.cache is null, so there is nothing to fill; name a folder", file=sys.stderr)
         sys.exit(2)

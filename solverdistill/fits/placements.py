@@ -162,7 +162,8 @@ class _Search:
     ) -> None:
         self.denoiser, self.train, self.held_out, self.settings = denoiser, train, held_out, settings
         self.few = take(held_out, torch.arange(min(settings.samples, len(held_out.noise))))
-        self.meter, self.done, self.progress = Meter(train.noise.device), 0, progress
+        self.meter, self.progress = Meter(train.noise.device), progress
+        self.done, self.steps = 0, 0  # Gauss-Newton steps, and those of all rounds at most
         self.generator = torch.Generator().manual_seed(settings.seed)
 
     def run(self, before: Standing, family: Parallel, begun: list[Placement]) -> Standing:
@@ -180,7 +181,9 @@ class _Search:
         start = begun[0].family.source if begun else first.program(params).detach()
         field = [*begun, *(self.draw(family, start, first.grid[0]) for _ in range(settings.placements))]
         placed = len(field)
-        (_, half), (later, rest), (finalists, last) = settings.rounds(placed)
+        rounds = settings.rounds(placed)
+        self.steps = sum(number * steps for number, steps in rounds)
+        (_, half), (later, rest), (finalists, last) = rounds
         field = self.advance(field, half, half)[:later]
         field = self.advance(field, rest, settings.iterations)[:finalists]
         field = self.advance(field, last, FINAL_PATIENCE)
@@ -225,11 +228,6 @@ class _Search:
             if self.progress is not None:
                 self.progress(self.done, self.steps, min(one.rmse for one in moved))
         return sorted(moved, key=lambda one: one.rmse)
-
-    @property
-    def steps(self) -> int:
-        """Gauss-Newton steps of all rounds, at most."""
-        return sum(placed * steps for placed, steps in self.settings.rounds(self.settings.placements))
 
     def error(self, program: SolverProgram) -> float:
         """Mean RMSE on all held-out samples."""

@@ -39,10 +39,16 @@ def total(value: Tensor) -> Tensor:
 
 
 def pick_device(name: str) -> str:
-    """The device that a script runs on: "auto" is this process's CUDA device where there is one, else the CPU."""
-    import torch
+    """The device that a script runs on: "auto" is this process's CUDA device where there is one, else the CPU.
 
+    Raises:
+        ValueError: this machine has no such device.
+    """
     if name != "auto":
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
         return name
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 

@@ -79,6 +79,7 @@ class Run:
         params = None
         if config.get("start") is not None:
             student, params = begin_at(config, asked or {}, guided)
+            warn_of_defaults(config, asked or {}, student.family.name)
             config = {**config, "solver": {**student.family.hyperparameters(), "nfe": student.family.nfe}}
         chosen = make_student(config["solver"], guided) if student is None else check_pure_noise(student, guided)
         wrapped: Any = denoiser
@@ -159,6 +160,16 @@ def begin_at(config: Mapping[str, Any], asked: Mapping[str, Any], teacher: Teach
     own = name is not None and name not in (*families.ROSTER, *families.ALIASES)
     configured = make_student(config["solver"], teacher).family if own else None
     return read_start(config["start"], asked, teacher, configured)
+
+
+def warn_of_defaults(config: Mapping[str, Any], asked: Mapping[str, Any], name: str) -> None:
+    """Say where gradient descent on the solver of a file has the objective and optimizer of another one."""
+    other = config["solver"]["name"]
+    if "name" not in asked and name != other and any(fit.resumes for fit in make_fits(config).values()):
+        log.warning(
+            "start=%s begins as %s, and objective and optimizer are the defaults of %s; say solver=%s for its own",
+            *(config["start"], name, other, name),
+        )
 
 
 def make_target_settings(options: Mapping[str, Any]) -> TargetSettings:

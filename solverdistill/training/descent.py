@@ -58,3 +58,22 @@ def make_schedule(options: Mapping[str, Any]) -> Callable[[torch.optim.Optimizer
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=final)
 
     return build
+
+
+def refuse_unused(stated: Iterable[str], fits: Iterable[str]) -> None:
+    """Refuse an objective or an optimizer that no chosen fit would look at.
+
+    Args:
+        stated: Settings that were stated, each beginning with its group.
+        fits: Names of the fits, none of which has an optimizer.
+    Raises:
+        ValueError: there is one; the message says which fit would.
+    """
+    chosen = ",".join(fits)
+    for setting in stated:
+        group = setting.split("=")[0].split(".")[0]
+        if group in ("objective", "optimizer"):
+            raise ValueError(
+                f"{setting}: only gradient descent has an {group}, and this run has fit=[{chosen}]; "
+                f"add it with fit=[{chosen},gradient]"
+            )

@@ -19,6 +19,7 @@ from solverdistill.support.progress import TargetProgress
 from solverdistill.training.compose import Choice, compose, merge, options_of
 from solverdistill.training.config_files import find_configs
 from solverdistill.training.configuration import Run
+from solverdistill.training.descent import refuse_unused
 from solverdistill.training.distilled import Distilled
 from solverdistill.training.exporting import make_provenance
 from solverdistill.training.isolation import own_randomness, quiet_lightning
@@ -69,7 +70,7 @@ def distill(
     Args:
         teacher: A name of configs/model, or a live teacher: of `wrap`, `load_teacher`, or a class of your own.
         solver: A name of configs/solver, the dotted name of a family of your own, a mapping of settings with `name`
-            among them, or a family on its grid; None for the default of `train.py`.
+            among them, or a family on its grid; no name stands for the default of `train.py`.
         nfe: Evaluations of the network per sample; None for the solver's default.
         guidance: Guidance scale; or a mapping of scale, interval and channels.
         fit: Fits in their order: a name, several, or a mapping from names to settings; None for the default.
@@ -85,6 +86,7 @@ def distill(
         ValueError, TypeError: a setting cannot be used; the message says which and what would do.
     """
     groups = {"fit": fit, "objective": objective, "optimizer": optimizer, "targets": targets}
+    check_kinds(teacher, solver)
     config = configure(teacher, solver, nfe, {name: value for name, value in groups.items() if value is not None})
     config.update(seed=seed, guidance=dict(guidance) if isinstance(guidance, Mapping) else guidance)
     config["start"] = None if start is None else str(start)
@@ -93,9 +95,11 @@ def distill(
     shown = (sys.stdout.isatty() or "ipykernel" in sys.modules) if progress is None else progress
     with quiet_lightning(), own_randomness(seed):
         run = Run.of(config, live, student, asked_of(solver, nfe, start))
-        where = place_of(live) if device is None else device
+        where = place_of(live) if device is None else pick_device(device)
         plan = run.plan(lambda settings: trainer_of(settings, where, shown))
         plan.check()
+        if not run.descends:
+            refuse_unused((name for name in ("objective", "optimizer") if groups[name] is not None), run.fits)
         run.denoiser.to(where)
         if shown:
             say_hello(run)
@@ -108,6 +112,24 @@ def distill(
     params = family.init(seed) if standing.params is None else standing.params
     provenance = make_provenance(run.config, run.teacher, data.choice, standing.reports)
     return Distilled(family, params, float(standing.rmse or 0.0), standing.reports, provenance, run, data)
+
+
+def check_kinds(teacher: Any, solver: Any) -> None:
+    """Refuse what is neither a name nor what a name stands for.
+
+    Raises:
+        TypeError: it is something else; the message says what makes a teacher or a solver of it.
+    """
+    if not isinstance(teacher, (str, Teacher)):
+        raise TypeError(
+            f"the teacher of distill is a name of configs/model or a Teacher, which a {type(teacher).__name__} is not; "
+            "of a network of your own make one with solverdistill.wrap"
+        )
+    if solver is not None and not isinstance(solver, (str, Mapping, Family)):
+        raise TypeError(
+            f"the solver of distill is a name, a mapping of settings or a family on its grid, not {solver!r}; a family "
+            "of your own goes by its dotted name"
+        )
 
 
 def configure(
@@ -126,7 +148,7 @@ def configure(
     if isinstance(teacher, str):
         choices["model"] = teacher
     name = solver.name if isinstance(solver, Family) else solver.get("name") if isinstance(solver, Mapping) else solver
-    shipped = name in options_of(folder, "solver")
+    shipped = name is None or name in options_of(folder, "solver")
     if name is not None and (shipped or (isinstance(solver, str) and "." not in solver)):
         choices["solver"] = name
     config = compose(folder, choices)
@@ -138,6 +160,8 @@ def configure(
     if nfe is not None:
         if isinstance(solver, Family) and solver.nfe != nfe:
             raise ValueError(f"the {solver.name} that was given spends {solver.nfe} evaluations, not nfe={nfe}")
+        if isinstance(solver, Mapping) and solver.get("nfe", nfe) not in (nfe, None):
+            raise ValueError(f"nfe={nfe} and the solver's own nfe={solver['nfe']} disagree; give one of them")
         config["solver"]["nfe"] = nfe
     return config
 
@@ -179,7 +203,7 @@ def solver_settings(solver: str | Settings | Family | None, composed: Settings, 
     """
     if isinstance(solver, Family):
         return {**solver.hyperparameters(), "nfe": solver.nfe}
-    base = dict(composed) if shipped or solver is None else {key: composed[key] for key in ("nfe", "grid", "path")}
+    base = dict(composed) if shipped else {key: composed[key] for key in ("nfe", "grid", "path")}
     own = {"name": solver} if isinstance(solver, str) else solver or {}
     return merge(base, {**own, "name": own.get("name", composed["name"])})
 

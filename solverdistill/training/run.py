@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from solverdistill import families
 from solverdistill.evaluation.after_training import EvaluationSettings, compare_at_the_end
 from solverdistill.families.base import Family
+from solverdistill.families.learned.parallel import Parallel
 from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Fit, Standing
 from solverdistill.fits.report import FitReport
@@ -24,6 +25,7 @@ from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
 from solverdistill.training.configuration import Run
 from solverdistill.training.costs import Costs
+from solverdistill.training.descent import refuse_unused
 from solverdistill.training.exporting import export, make_provenance, write_reports
 from solverdistill.training.isolation import own_randomness, quiet_lightning
 from solverdistill.training.launch import refuse_sweep_of_subprocesses, start_processes
@@ -54,7 +56,8 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     run, output = Run.of(config, asked=asked_settings(config)), Path(config["output_dir"])
     config = run.config
     evaluation = EvaluationSettings(**config["evaluation"])
-    refuse_unused(run)
+    if HydraConfig.initialized() and not run.descends:
+        refuse_unused((override.lstrip("+~") for override in HydraConfig.get().overrides.task), run.fits)
     checkpoint = find_checkpoint(config["ckpt_path"], output)
     if checkpoint is not None and not run.descends:
         raise ValueError(f"fit=[{','.join(run.fits)}] has no checkpoints to resume from; leave ckpt_path out")
@@ -123,31 +126,22 @@ def conclude(
         compare_at_the_end(evaluation, output, *student, run.teacher, run.denoiser, test, choice.error)
 
 
-def refuse_unused(run: Run) -> None:
-    """Refuse an objective or an optimizer on the command line that no chosen fit would look at.
+def family_of_checkpoint(path: str, student: Student) -> Family:
+    """The family that a killed run was training, whose start may have won a race.
 
     Raises:
-        ValueError: there is one; the message says which fit would.
+        ValueError: it is none that this run could have come to.
     """
-    if HydraConfig.initialized() and not run.descends:
-        refuse_overrides(HydraConfig.get().overrides.task, ",".join(run.fits))
-
-
-def refuse_overrides(overrides: Sequence[str], chosen: str) -> None:
-    """Refuse overrides of what only gradient descent has."""
-    for override in overrides:
-        group = override.lstrip("+~").split("=")[0].split(".")[0]
-        if group in ("objective", "optimizer"):
-            raise ValueError(
-                f"{override}: only gradient descent has an {group}, and this run has fit=[{chosen}]; "
-                f"add it with fit=[{chosen},gradient]"
-            )
-
-
-def family_of_checkpoint(path: str, student: Student) -> Family:
-    """The family that a killed run was training, whose start may have won a race."""
     stored = torch.load(path, map_location="cpu", weights_only=True)["family"]
-    return families.rebuild(stored, student.family)
+    family, own = families.rebuild(stored, student.family), student.family
+    same = stored["name"] == own.hyperparameters()["name"] and family.nfe == own.nfe
+    sequential = isinstance(own, Parallel) and family.depth == own.depth  # won over all placements
+    if not same and not sequential:
+        raise ValueError(
+            f"the checkpoint {path} holds {stored['name']} with nfe {family.nfe}, and this run is of {own.name} with "
+            f"nfe {own.nfe}; name the checkpoint of the killed run in ckpt_path, or say solver= and start= as it did"
+        )
+    return family
 
 
 def asked_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 
 import solverdistill as sd
 from solverdistill.training.config_files import find_configs
+from solverdistill.training.distilling import configure
 from solverdistill.training.run import train
 
 ROOT = Path(__file__).parents[2]
@@ -140,14 +141,26 @@ def test_a_mapping_changes_what_a_group_has() -> None:
         ({"fit": []}, "fit is empty; name at least one"),
         ({"targets": {"reference": {"stepps": 3}}}, "targets.reference has no setting 'stepps'; it has: .*steps"),
         ({"targets": {"train_samples": 0}}, "targets.train_samples must be at least 1, not 0"),
+        ({"solver": {"name": "gas", "nfe": 5}}, "nfe=4 and the solver's own nfe=5 disagree; give one of them"),
         ({"nfe": 0}, "solver.nfe must be an integer of at least 1, not 0"),
         ({"guidance": "strong"}, "guidance must be a number or a mapping"),
+        ({"teacher": torch.nn.Linear(2, 2)}, "which a Linear is not; of a network of your own make one with .*wrap"),
+        ({"solver": sd.families.ROSTER["gas"]}, "or a family on its grid, not <class .*; .* its dotted name"),
+        ({"objective": "endpoint"}, "^objective: only gradient descent has an objective, and .*race,gauss_newton,grad"),
+        ({"fit": "race", "optimizer": {"lr": 0.1}}, "^optimizer: only gradient descent has an optimizer, and .*race"),
+        ({"device": "cuda:77"}, "device=cuda:77 cannot be used here: "),
+        ({"device": "gpu"}, "device=gpu cannot be used here: "),
     ],
 )
 def test_mistakes_are_one_sentence(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises((ValueError, TypeError), match=sentence) as raised:
         sd.distill(**{"teacher": "mixture", "solver": "gas", "nfe": 4, "targets": TARGETS, **options})
     assert "\n" not in str(raised.value)
+
+
+def test_settings_without_a_name_are_those_of_the_default_solver() -> None:
+    found, named = (configure("mixture", solver, None, {})["solver"] for solver in ({"nfe": 8}, "epd"))
+    assert found == {**named, "nfe": 8} and found["afs"]
 
 
 def test_a_teacher_is_loaded_by_its_name() -> None:

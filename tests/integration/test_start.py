@@ -13,14 +13,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import solverdistill as sd
+from solverdistill.families import build_for_depth, build_for_nfe
 from solverdistill.families.learned.parallel import Parallel
 from solverdistill.families.learned.table import Table
+from solverdistill.families.student import Student
 from solverdistill.objectives.distances import rmse
 from solverdistill.programs.playing import sample
 from solverdistill.programs.solver_file import save_solver
 from solverdistill.teachers.mixture import toy_mixture
 from solverdistill.training.config_files import find_configs
-from solverdistill.training.run import train
+from solverdistill.training.run import family_of_checkpoint, train
 from solverdistill.training.starting import asked_for, read_start
 from solverdistill.zoo import names
 
@@ -132,6 +134,39 @@ def test_the_command_line_begins_at_a_file_too(gas: Path, tmp_path: Path, monkey
     file, done = sd.read_solver(tmp_path / "solver.json"), distil(start=gas)
     assert file.family["name"] == "gas" and torch.allclose(file.program.B, done.program.B)
     assert file.provenance["config_digest"]
+
+
+def test_a_run_says_that_its_gradient_descent_is_set_for_another_solver(
+    gas: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = {"gradient": {"iterations": 1, "batch_size": 4, "validations": 1}}
+    distil(start=gas, fit=few, solver="gas")
+    distil(start=gas, fit="race")
+    assert "objective and optimizer" not in caplog.text
+    distil(start=gas, fit=few)
+    assert "begins as gas, and objective and optimizer are the defaults of epd; say solver=gas for" in caplog.text
+
+
+def test_a_run_goes_on_from_no_checkpoint_of_another_solver(tmp_path: Path) -> None:
+    asked, rule = Student.build("gas", 4, sd.Grid("polynomial"), "edm", {}), sd.Grid("polynomial")
+    path = tmp_path / "last.ckpt"
+
+    def stored(name: str, **cost: int) -> None:
+        build = build_for_nfe if "nfe" in cost else build_for_depth
+        torch.save({"family": build(name, *cost.values(), rule).hyperparameters()}, path)
+
+    stored("gas", nfe=4)
+    assert family_of_checkpoint(str(path), asked) == asked.family
+    for name, nfe in (("gas", 5), ("epd", 6)):
+        stored(name, nfe=nfe)
+        with pytest.raises(ValueError, match=f"last.ckpt holds {name} with nfe {nfe}, and this run is of gas with nfe"):
+            family_of_checkpoint(str(path), asked)
+    points = Student.build("parallel", 3, rule, "edm", {}, "depth")
+    stored("corrected", depth=3)  # the sequential solver that won over all placements
+    assert family_of_checkpoint(str(path), points).name == "corrected"
+    stored("corrected", depth=4)
+    with pytest.raises(ValueError, match="holds corrected with nfe 4, and this run is of parallel with nfe 6"):
+        family_of_checkpoint(str(path), points)
 
 
 def test_what_the_command_line_states_of_the_solver_is_told_from_defaults() -> None:

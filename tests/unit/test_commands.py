@@ -8,10 +8,11 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from solverdistill.commands import COMMANDS
 from solverdistill.commands.completion import SCRIPTS, complete
-from solverdistill.commands.entry import divide
+from solverdistill.commands.entry import divide, run_name
 from solverdistill.commands.main import main
 from solverdistill.support.mistakes import explain
 from solverdistill.training.config_files import find_configs
@@ -109,6 +110,14 @@ def test_all_commands_and_groups_are_completed() -> None:
     groups = {folder.name for folder in find_configs().iterdir() if folder.is_dir()}
     offered = {word.removesuffix("=") for word in complete("solverdistill train ")}
     assert groups | {"seed", "guidance", "start", "ckpt_path", "run_name", "output_dir"} == offered
+
+
+def test_a_run_is_named_by_its_solver_or_by_what_it_begins_at() -> None:
+    gas, points = (OmegaConf.create(cost) for cost in ({"nfe": 6}, {"nfe": None, "depth": 3}))
+    assert run_name("gas", "edm_digits", gas, None) == "gas-edm_digits-nfe6"
+    assert run_name("parallel", "mixture", points, None) == "parallel-mixture-depth3"
+    assert run_name("epd", "mixture", gas, "runs/a/gas4.json") == "start-gas4-mixture"
+    assert run_name("epd", "mixture", gas, "zoo:ays-sd1.5") == "start-ays-sd1.5-mixture"
 
 
 def test_choices_of_your_own_are_completed(tmp_path: Path) -> None:

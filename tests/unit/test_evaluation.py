@@ -374,6 +374,13 @@ def test_terminal_table_fits_100_columns(comparison: dict[str, Any], terminal: b
     assert ("*" in text) is not terminal and (text.isascii() or terminal)
 
 
+def test_names_in_the_line_below_a_table_are_no_markup() -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    student = row("runs/[red]/[/a].json", kind="student", nfe=8, depth=5, rmse_mean=0.25, reference_error=0.2)
+    console.print(terminal_table(by_nfe([student]), {}, plain=True))
+    assert console.export_text().count("runs/[red]/[/a].json") == 2
+
+
 def test_outside_of_a_terminal_a_table_is_as_wide_as_it_needs() -> None:
     console = Console(width=40, record=True, force_terminal=False, file=io.StringIO())
     print_table(console, by_nfe(some_rows()), {"FD": "FD(toy)"})

@@ -158,6 +158,15 @@ def test_an_edit_changes_the_fingerprint_of_a_function_and_of_a_module() -> None
     assert teacher(first).fingerprint() != teacher(second).fingerprint()
 
 
+def test_an_edit_of_what_no_class_means_changes_the_fingerprint() -> None:
+    without = 0.5
+    classes = {"num_classes": 10, "null_label": 10}
+    teacher = wrap(lambda x, time, label: torch.where(label == 10, without, 1.0)[:, None] * x, **VP, **classes)
+    found = teacher.fingerprint()
+    without = 0.25
+    assert teacher.fingerprint() != found  # guidance asks it
+
+
 def test_a_named_function_is_noticed_too_and_a_named_module_keeps_its_fingerprint() -> None:
     target = f"{__name__}.loaded"
     globals()["loaded"] = lambda: lambda x, time: x

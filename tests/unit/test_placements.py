@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from solverdistill.families.learned.corrected import Corrected
 from solverdistill.families.learned.parallel import Parallel
 from solverdistill.fits.placements import PlacementFit
 from solverdistill.noise.grids import Grid
+from solverdistill.training.stages import Watcher
 
 TARGETS = {"train_samples": 64, "validation_samples": 64, "test_samples": 16, "cache": None}
 SHORT = {"placements": 3, "iterations": 3, "final_iterations": 6, "samples": 32}
@@ -41,6 +44,15 @@ def test_where_nothing_is_better_the_sequential_solver_is_what_comes_out() -> No
     sequential = next(report for report in done.reports if report.fit == "gauss_newton")
     assert isinstance(done.family, Corrected) and done.family.nfe == 4 and done.rmse == sequential.rmse
     assert math.isfinite(done.reports[-1].rmse)
+
+
+def test_a_start_counts_among_the_steps_that_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, fit = search(SHORT).save(tmp_path / "solver.json"), {**SHORT, "placements": 1, "finalists": 3}
+    seen: list[tuple[int, int]] = []
+    shows = nullcontext(lambda done, of, error: seen.append((done, of)))
+    monkeypatch.setattr(Watcher, "fitting", lambda self, name, fit: shows)
+    sd.distill("mixture", "parallel", start=path, fit={"placements": fit}, targets=TARGETS, progress=False)
+    assert seen[-1][0] == seen[-1][1] and [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
 def test_other_fits_can_work_on_points() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -41,7 +42,7 @@ def terminal_table(layout: Layout, names: Mapping[str, str], plain: bool = False
         names: Full names of the measures "FD" and "KD", told below the table.
         plain: ASCII without colour, the best values marked by an asterisk; for files and pipes.
     """
-    caption = _caption(layout, names, plain)
+    caption = escape(_caption(layout, names, plain))  # names of solvers are no markup
     table = Table(box=box.ASCII2 if plain else box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1))
     every = [line for lines in layout.groups.values() for line in lines]
     table.add_column("solver", justify="left", no_wrap=True)

@@ -137,6 +137,8 @@ def _question(teacher: OwnTeacher, share: float) -> tuple[Tensor, Tensor, Tensor
     noise = torch.randn(count, *teacher.shape, generator=generator, dtype=torch.float64)
     x = noise * (torch.hypot(alpha, sigma) / teacher.levels.norm(alpha, sigma)).view(-1, *ones)
     labels = torch.randint(teacher.num_classes, (count,), generator=generator) if teacher.num_classes else None
+    if labels is not None and teacher.convention.null_label is not None and share == SHARES[-1]:
+        labels[0] = -1  # guidance asks without a class, too
     time = teacher.times(alpha.to(device), sigma.to(device))
     return x.to(device, teacher.dtype or torch.float64), time, None if labels is None else labels.to(device)
 
