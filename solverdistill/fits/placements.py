@@ -95,8 +95,9 @@ class PlacementFit:
     def rounds(self, placed: int) -> list[tuple[int, int]]:
         """Placements of every round, and their steps."""
         half = max(1, self.iterations // 2)
-        later = max(self.finalists, placed // 2)
-        return [(placed, half), (later, self.iterations - half), (self.finalists, self.final_iterations)]
+        later = min(placed, max(self.finalists, placed // 2))
+        last = min(later, self.finalists)
+        return [(placed, half), (later, self.iterations - half), (last, self.final_iterations)]
 
     def run(self, context: FitContext) -> Standing:
         """Fit the sequential solver, search placements beside it, and keep what is better."""
