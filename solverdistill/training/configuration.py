@@ -179,8 +179,10 @@ def make_target_settings(options: Mapping[str, Any]) -> TargetSettings:
     which has the student's grid, and for dopri5, which takes the steps that it needs.
 
     Raises:
-        ValueError: rho is given for a grid that is open.
+        ValueError, TypeError: the reference is no mapping, or rho is given for a grid that is open.
     """
+    if not isinstance(options["reference"], Mapping):
+        raise TypeError(f"targets.reference is a mapping, as solver=heun, steps=40, not {options['reference']!r}")
     reference = {"solver": "ipndm", **options["reference"]}
     measure = tuple(name for name in ("grid", "steps") if name in reference and reference[name] is None)
     rho = reference.get("rho")

@@ -179,17 +179,23 @@ def asked_of(solver: str | Settings | Family | None, nfe: int | None, start: str
 
 
 def divide(groups: Mapping[str, Any]) -> tuple[dict[str, Choice], dict[str, Settings]]:
-    """Which options of groups were chosen, and which of their settings differ."""
+    """Which options of groups were chosen, and which of their settings differ.
+
+    Raises:
+        TypeError: one was given as something else.
+    """
     choices: dict[str, Choice] = {}
     settings: dict[str, Settings] = {}
     for group, value in groups.items():
         if isinstance(value, str):
             choices[group] = value
-        elif group == "fit":
+        elif group == "fit" and isinstance(value, (Mapping, Sequence)):
             choices["fit"] = list(value)
             settings["fit"] = {fit: own for fit, own in value.items() if own} if isinstance(value, Mapping) else {}
-        else:
+        elif isinstance(value, Mapping):
             settings[group] = value
+        else:
+            raise TypeError(f"{group} is a name or a mapping of settings, not {value!r}")
     return choices, settings
 
 

@@ -121,7 +121,8 @@ def conclude(
     export(output, family, best, last, provenance)
     write_reports(output / "fits.csv", standing.reports)
     if test is not None:
-        name = config["solver"]["name"]
+        # Placements may end at the sequential solver; one of your own goes by its dotted name.
+        name = family.name if family.name in families.ROSTER else config["solver"]["name"]
         student = name, family.program(best)
         compare_at_the_end(evaluation, output, *student, run.teacher, run.denoiser, test, choice.error)
 

@@ -169,6 +169,22 @@ def test_a_run_goes_on_from_no_checkpoint_of_another_solver(tmp_path: Path) -> N
         family_of_checkpoint(str(path), points)
 
 
+def test_a_comparison_names_the_solver_that_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    own = [f"targets.{name}={'null' if value is None else value}" for name, value in TARGETS.items()]
+    quiet = ["logger=csv", "trainer=cpu", "trainer.enable_progress_bar=false", "run_name=test"]
+    few = [f"fit.placements.{name}=1" for name in ("placements", "iterations", "final_iterations")]
+    solver = ["model=mixture", "solver=parallel", "solver.depth=4", "solver.points=3"]
+    with initialize_config_dir(str(find_configs()), version_base="1.3"):
+        config: Any = OmegaConf.to_container(
+            compose("train", overrides=[*own, *quiet, *few, *solver, f"output_dir={tmp_path}"])
+        )
+    compared: list[str] = []
+    monkeypatch.setattr("solverdistill.training.run.compare_at_the_end", lambda *given: compared.append(given[2]))
+    train(config)
+    assert compared == ["corrected"] == [sd.read_solver(tmp_path / "solver.json").family["name"]]
+
+
 def test_what_the_command_line_states_of_the_solver_is_told_from_defaults() -> None:
     solver = {"name": "gas", "nfe": 6, "grid": {"kind": "quadratic"}}
     assert asked_for(["start=x.json", "model=mixture"], solver) == {}
