@@ -63,7 +63,14 @@ class Distilled:
         Returns:
             The rows, this solver's first: a list, which pandas takes as it is. Asked for again, they are not measured
             again.
+        Raises:
+            ValueError: the teacher is no longer the one that the solver was fitted to.
         """
+        if self.run.teacher.fingerprint() != self.provenance["teacher"]["fingerprint"]:
+            raise ValueError(
+                f"{self.run.teacher.name} has changed since the solver was fitted to it, so that a comparison would say "
+                "nothing; distil again"
+            )
         if batch_size not in self._compared:
             test, run, error = self.data.split("test"), self.run, self.data.choice.error
             student = self.family.name, self.program

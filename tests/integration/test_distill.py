@@ -170,3 +170,12 @@ def test_a_teacher_is_loaded_by_its_name() -> None:
     assert sd.load_teacher("mixture", {"dims": 3}).shape == (3,)
     with pytest.raises(ValueError, match="model mixture has no setting 'dim'; it has: dims, components, seed"):
         sd.load_teacher("mixture", {"dim": 3})
+
+
+def test_a_teacher_that_changes_is_not_compared_with() -> None:
+    scale = [0.5]
+    teacher = sd.wrap(lambda x, time: scale[0] * x, "denoised", "edm", (6,), noise_range=(10.0, 0.01))
+    done = sd.distill(teacher, "bns", 2, fit="least_squares", targets=TARGETS, progress=False)
+    scale[0] = 0.25
+    with pytest.raises(ValueError, match="has changed since the solver was fitted to it"):
+        done.compare()
