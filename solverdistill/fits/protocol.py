@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -23,6 +23,13 @@ from solverdistill.support.processes import dealt
 Progress = Callable[[int, int, float], None]
 
 
+class Finalist(NamedTuple):
+    """A start that did well in a race: its student, and its params; None for the family's own initial ones."""
+
+    student: Student
+    params: Params | None
+
+
 @dataclass(frozen=True)
 class Standing:
     """Where a run stands between two fits.
@@ -33,6 +40,7 @@ class Standing:
         rmse: Their mean RMSE on the held-out samples; None before it is known.
         last: Params at the end of the last fit, where these are others than the best.
         reports: What the fits so far did and cost.
+        finalists: Other starts of a race that just ended, the best first, for a fit that descends from several.
     """
 
     student: Student
@@ -40,12 +48,13 @@ class Standing:
     rmse: float | None = None
     last: Params | None = None
     reports: tuple[FitReport, ...] = field(default=())
+    finalists: tuple[Finalist, ...] = ()
 
     def after(self, report: FitReport, params: Params | None, student: Student | None = None) -> Standing:
         """The standing after a fit; params that are not better than those before are dropped."""
         reports, rmse = (*self.reports, report), report.rmse
         if self.rmse is not None and not rmse < self.rmse:
-            return replace(self, reports=reports)
+            return replace(self, reports=reports, finalists=())
         return Standing(student or self.student, params, rmse, None, reports)
 
 

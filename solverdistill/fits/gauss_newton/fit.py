@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -24,9 +25,10 @@ from torch import Tensor
 from solverdistill.denoisers.wrappers import Checkpointed
 from solverdistill.families.base import Family, Params
 from solverdistill.fits.batches import mean_error, take
+from solverdistill.fits.gauss_newton.halving import descend
 from solverdistill.fits.gauss_newton.normal_equations import Equations, NormalEquations, damped_step, moved
 from solverdistill.fits.gauss_newton.sketches import random_signs
-from solverdistill.fits.protocol import FitContext, FitPlan, Progress, Standing
+from solverdistill.fits.protocol import Finalist, FitContext, FitPlan, Progress, Standing
 from solverdistill.fits.report import BACKWARD_COST, TANGENT_COST, FitReport, Meter, Point
 from solverdistill.references.batch import Batch
 from solverdistill.support.processes import dealt, share
@@ -62,6 +64,7 @@ class GaussNewtonFit:
         tolerance: Share by which a step must lower the held-out error to count as progress.
         patience: Steps without progress after which the fit stops.
         evaluations: Budget of network evaluations, in forward equivalents, after which the fit stops; null for none.
+        starts: Finalists of a race that take the first steps; see `halving`.
         seed: Seed of the initial params, of the samples drawn and of the projections.
     """
 
@@ -81,6 +84,7 @@ class GaussNewtonFit:
     tolerance: float = 0.01
     patience: int = 4
     evaluations: int | None = None
+    starts: int = 4
     seed: int = 0
     needs_trajectories: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
@@ -89,7 +93,7 @@ class GaussNewtonFit:
     def __post_init__(self) -> None:
         check_fields(self)
         names = ("iterations", "samples", "batch_size", "sketches", "directions", "tries", "patience", "evaluations")
-        for name in names:
+        for name in (*names, "starts"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"fit.{name} must be at least 1, not {value}")
@@ -120,18 +124,19 @@ class GaussNewtonFit:
 
     def run(self, context: FitContext) -> Standing:
         """Fit the params of the standing."""
-        plan, before = context.plan, context.standing
-        params, report = fit_gauss_newton(
-            before.student.family,
-            plan.denoiser,
-            context.samples("train"),
-            context.samples("validation"),
-            replace(self, seed=plan.seed),
-            before.params,
-            context.progress,
-            before.rmse,
-        )
-        return before.after(report, params)
+        before, settings = context.standing, replace(self, seed=context.plan.seed)
+        train, held_out = context.samples("train"), context.samples("validation")
+        first = Finalist(before.student, before.params)
+        starts, meter, fits = [first, *before.finalists][: self.starts], Meter(train.noise.device), list[_Fit]()
+        with torch.no_grad():
+            for start in starts:
+                fit = _Fit(start.student.family, context.plan.denoiser, train, held_out, settings, meter)
+                fit.begin(start.params, before.rmse if start is first else None)
+                fits.append(fit)
+            best = descend(fits, self.iterations, context.progress)
+        fit, student = fits[best], starts[best].student
+        note = f"; start {best + 1} of {len(fits)} went on" if len(fits) > 1 else ""
+        return before.after(fit.report(note), fit.params, student)
 
 
 @torch.no_grad()
@@ -167,16 +172,26 @@ def fit_gauss_newton(
         ValueError: the family has no params that change its table.
     """
     settings = settings or GaussNewtonFit()
-    return _Fit(family, denoiser, train, held_out, settings).run(start, progress, error)
+    fit = _Fit(family, denoiser, train, held_out, settings, Meter(train.noise.device))
+    fit.begin(start, error)
+    descend([fit], settings.iterations, progress)
+    return fit.params, fit.report()
 
 
 class _Fit:
-    """One run of `fit_gauss_newton`."""
+    """One descent of Gauss-Newton; several may share a meter, and with it a budget of evaluations."""
 
-    def __init__(self, family: Family, denoiser: Any, train: Batch, held_out: Batch, settings: GaussNewtonFit) -> None:
+    def __init__(
+        self,
+        family: Family,
+        denoiser: Any,
+        train: Batch,
+        held_out: Batch,
+        settings: GaussNewtonFit,
+        meter: Meter,
+    ) -> None:
         self.family, self.denoiser, self.train, self.settings = family, denoiser, train, settings
-        self.held_out = held_out
-        self.meter = Meter(train.noise.device)
+        self.held_out, self.meter = held_out, meter
         recomputed = settings.checkpointing and settings.jacobian == "sketch"
         self.equations = Equations(
             Checkpointed(denoiser) if recomputed else denoiser,
@@ -190,33 +205,52 @@ class _Fit:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.damping = FIRST_DAMPING[settings.jacobian] if settings.damping is None else settings.damping
         self.order = torch.empty(0, dtype=torch.int64)
+        self.params, self.history = Params(), list[Point]()
+        self.remembered: NormalEquations | None = None
+        self.idle, self.stopped = 0, ""
 
-    def run(self, start: Params | None, progress: Progress | None, known: float | None) -> tuple[Params, FitReport]:
-        settings, idle, stopped = self.settings, 0, "all iterations done"
-        initial = self.family.init(settings.seed) if start is None else start
-        params = {name: value.detach().to("cpu", torch.float64) for name, value in initial.items()}
-        history, remembered = [self._point(self.error(params) if known is None else known)], None
-        for iteration in range(settings.iterations):
-            drawn = self._linearise(params, history[-1].rmse)
-            if not drawn.finite:
-                stopped = "the derivatives are not finite"
-                break
-            remembered = self._remember(remembered, drawn)
-            params, error = self._advance(params, history[-1].rmse, remembered)
-            idle = idle + 1 if error > (1 - settings.tolerance) * history[-1].rmse else 0
-            exhausted = error == history[-1].rmse and self._repeats
-            history.append(self._point(error))
-            log.debug("gauss_newton: held-out RMSE %.4g after %d evaluations", error, history[-1].evaluations)
-            if progress is not None:
-                progress(iteration + 1, settings.iterations, error)
-            if exhausted or idle >= settings.patience:
-                stopped = "no step lowers the held-out error" if exhausted else "plateau"
-                break
-            if settings.evaluations is not None and self.meter.evaluations >= settings.evaluations:
-                stopped = "budget spent"
-                break
-        note = f"derivatives: {self.equations.derivatives}"
-        return params, FitReport.of("gauss_newton", history, self.meter, stopped, note)
+    def begin(self, start: Params | None, known: float | None) -> None:
+        """Stand at the start, whose error may be known."""
+        initial = self.family.init(self.settings.seed) if start is None else start
+        self.params = {name: value.detach().to("cpu", torch.float64) for name, value in initial.items()}
+        self.history = [self._point(self.error(self.params) if known is None else known)]
+
+    def go_on(self, steps: int, told: Callable[[float], None]) -> None:
+        """Take steps, at most this many; `told` hears the held-out error after each."""
+        for _ in range(steps):
+            if self.stopped:
+                return
+            self._step()
+            told(self.rmse)
+
+    @property
+    def rmse(self) -> float:
+        """Held-out error where the fit stands."""
+        return self.history[-1].rmse
+
+    def report(self, note: str = "") -> FitReport:
+        """What was done and what it cost."""
+        note = f"derivatives: {self.equations.derivatives}{note}"
+        return FitReport.of("gauss_newton", self.history, self.meter, self.stopped or "all iterations done", note)
+
+    def _step(self) -> None:
+        """One step; says in `stopped` why there should be no other."""
+        settings, before = self.settings, self.rmse
+        drawn = self._linearise(self.params, before)
+        if not drawn.finite:
+            self.stopped = "the derivatives are not finite"
+            return
+        self.remembered = self._remember(self.remembered, drawn)
+        self.params, error = self._advance(self.params, before, self.remembered)
+        self.idle = self.idle + 1 if error > (1 - settings.tolerance) * before else 0
+        self.history.append(self._point(error))
+        log.debug("gauss_newton: held-out RMSE %.4g after %d evaluations", error, self.meter.evaluations)
+        if error == before and self._repeats:
+            self.stopped = "no step lowers the held-out error"
+        elif self.idle >= settings.patience:
+            self.stopped = "plateau"
+        elif settings.evaluations is not None and self.meter.evaluations >= settings.evaluations:
+            self.stopped = "budget spent"
 
     def error(self, params: Params) -> float:
         """Mean RMSE on the held-out samples of all processes; infinite where the family refuses the params."""

@@ -31,7 +31,7 @@ from solverdistill.families.student import Student
 from solverdistill.fits.batches import mean_error, take, take_solved
 from solverdistill.fits.least_squares.row_fits import RowSettings, fit_rows
 from solverdistill.fits.point_search import PointSearchFit, search_points, searchable
-from solverdistill.fits.protocol import FitContext, FitPlan, Progress, Standing
+from solverdistill.fits.protocol import Finalist, FitContext, FitPlan, Progress, Standing
 from solverdistill.fits.race.entrants import GITS_WEIGHTS, Entrant, entrants, from_lower, grid_rules
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.references.batch import Batch
@@ -109,9 +109,10 @@ class RaceFit:
         """Find the student, and the params, to start from."""
         plan, before, train = context.plan, context.standing, context.trajectories(TRAJECTORIES)
         held_out = context.samples("validation")
-        known = before.student, plan.denoiser, held_out, train, self, plan.seed, before.params
-        winner, params, report = run_race(*known, context.progress)
-        return before.after(report, params, winner)
+        race = _Race(before.student, plan.denoiser, held_out, train, self, plan.seed, context.progress)
+        with torch.no_grad():
+            winner, params, report = race.run(before.params)
+        return replace(before.after(report, params, winner), finalists=tuple(race.others))
 
 
 class Placed(NamedTuple):
@@ -169,7 +170,7 @@ class _Race:
         fits = train is not None and settings.least_squares
         self.linear = fits and bool(student.family.linear_params)
         self.points = fits and not self.linear and searchable(student.family)
-        self.progress, self.rounds = progress, 0
+        self.progress, self.rounds, self.others = progress, 0, list[Finalist]()
 
     def run(self, params: Params | None = None) -> tuple[Student, Params, FitReport]:
         """All rounds; see `run_race` for what comes back."""
@@ -194,6 +195,8 @@ class _Race:
         final = self.told(self.replay(ends, len(self.held_out.noise)))
         start = next(one.rmse for one in final if one.fitted is configured)
         winner = final[0].fitted
+        others = (one.fitted for one in second if one.fitted is not winner)
+        self.others = [Finalist(one.student, one.params) for one in others]
         ranks, on = (last, FACTOR * more) if winner is last[0].fitted else (final, len(self.held_out.noise))
         history = [Point(start, 0, 0.0), self.meter.point(final[0].rmse)]
         note = _note(ranks, min(on, len(self.held_out.noise)), begun - 1)
