@@ -37,6 +37,7 @@ from solverdistill.support.type_checks import check_fields
 JACOBIANS = ("sketch", "exact")
 FIRST_DAMPING = {"sketch": 0.1, "exact": 0.01}  # the first sketches are rough
 LAST_TRIES = 6  # further dampings where giving up ends the fit, because the equations would be the same again
+SPENT = "budget spent"
 log = logging.getLogger(__name__)
 
 
@@ -218,6 +219,8 @@ class _Fit:
     def go_on(self, steps: int, told: Callable[[float], None]) -> None:
         """Take steps, at most this many; `told` hears the held-out error after each."""
         for _ in range(steps):
+            if self._spent and not self.stopped:
+                self.stopped = SPENT  # by the other descents
             if self.stopped:
                 return
             self._step()
@@ -249,8 +252,8 @@ class _Fit:
             self.stopped = "no step lowers the held-out error"
         elif self.idle >= settings.patience:
             self.stopped = "plateau"
-        elif settings.evaluations is not None and self.meter.evaluations >= settings.evaluations:
-            self.stopped = "budget spent"
+        elif self._spent:
+            self.stopped = SPENT
 
     def error(self, params: Params) -> float:
         """Mean RMSE on the held-out samples of all processes; infinite where the family refuses the params."""
@@ -297,6 +300,10 @@ class _Fit:
         if best[1] == error and not self._repeats:
             self.damping *= self.settings.damping_factor  # other samples come next: begin with a shorter step
         return best
+
+    @property
+    def _spent(self) -> bool:
+        return self.settings.evaluations is not None and self.meter.evaluations >= self.settings.evaluations
 
     @property
     def _takes_all(self) -> bool:

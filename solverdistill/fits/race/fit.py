@@ -42,6 +42,7 @@ SHIFTS = (1.0, 2.0, 3.0)  # of log(alpha / sigma) at the start, tried on the bes
 FINER = (-0.5, 0.5)  # tried on the best of these
 FACTOR = 4  # samples of the finalists, of those of the first rounds; and of the last two, of those of the finalists
 TRAJECTORIES = 64  # training samples that grids are searched on, and rows and points fitted to
+SAME = 1e-5  # relative difference of errors up to which two tables are the same one
 RIDGE = 1e-6  # of least squares on a few samples
 
 
@@ -195,7 +196,7 @@ class _Race:
         final = self.told(self.replay(ends, len(self.held_out.noise)))
         start = next(one.rmse for one in final if one.fitted is configured)
         winner = final[0].fitted
-        others = (one.fitted for one in second if one.fitted is not winner)
+        others = (one.fitted for one in _best_of_grids(second) if one.fitted is not winner)
         self.others = [Finalist(one.student, one.params) for one in others]
         ranks, on = (last, FACTOR * more) if winner is last[0].fitted else (final, len(self.held_out.noise))
         history = [Point(start, 0, 0.0), self.meter.point(final[0].rmse)]
@@ -255,10 +256,12 @@ def _sorted(placed: list[Placed]) -> list[Placed]:
 
 
 def _best_of_grids(placed: list[Placed]) -> list[Placed]:
-    """The first of every grid in a sorted list."""
+    """The first of every grid in a sorted list; grids that make no difference to a student count as one."""
     best: dict[tuple[float, ...], Placed] = {}
     for one in placed:
-        best.setdefault(one.entrant.student.family.grid, one)
+        before = next(reversed(best.values()), None)
+        if before is None or one.rmse > (1 + SAME) * before.rmse:
+            best.setdefault(one.entrant.student.family.grid, one)
     return list(best.values())
 
 
