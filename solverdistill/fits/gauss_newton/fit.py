@@ -124,7 +124,7 @@ class GaussNewtonFit:
         return most if self.evaluations is None else min(most, self.evaluations + each)
 
     def run(self, context: FitContext) -> Standing:
-        """Fit the params of the standing."""
+        """Descend from the standing, and from other finalists of a race that just ended; the best goes on."""
         before, settings = context.standing, replace(self, seed=context.plan.seed)
         train, held_out = context.samples("train"), context.samples("validation")
         first = Finalist(before.student, before.params)

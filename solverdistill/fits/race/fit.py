@@ -113,7 +113,9 @@ class RaceFit:
         race = _Race(before.student, plan.denoiser, held_out, train, self, plan.seed, context.progress)
         with torch.no_grad():
             winner, params, report = race.run(before.params)
-        return replace(before.after(report, params, winner), finalists=tuple(race.others))
+        goes_on = before.params is not None and winner is before.student  # what was given won
+        others = () if goes_on else tuple(race.others)
+        return replace(before.after(report, params, winner), finalists=others)
 
 
 class Placed(NamedTuple):
