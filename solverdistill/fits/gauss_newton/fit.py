@@ -25,7 +25,7 @@ from torch import Tensor
 from solverdistill.denoisers.wrappers import Checkpointed
 from solverdistill.families.base import Family, Params
 from solverdistill.fits.batches import mean_error, take
-from solverdistill.fits.gauss_newton.halving import descend
+from solverdistill.fits.gauss_newton.halving import descend, plan_rounds
 from solverdistill.fits.gauss_newton.normal_equations import Equations, NormalEquations, damped_step, moved
 from solverdistill.fits.gauss_newton.sketches import random_signs
 from solverdistill.fits.protocol import Finalist, FitContext, FitPlan, Progress, Standing
@@ -112,7 +112,7 @@ class GaussNewtonFit:
         """Every student can be fitted."""
 
     def expected(self, plan: FitPlan) -> int:
-        """All iterations, or the budget and one more, with every damping tried."""
+        """All iterations of all starts, or the budget and one more, with every damping tried."""
         family, wanted = plan.student.family, self.samples or plan.train_samples
         passes = 1 + BACKWARD_COST * (1 + self.sketches)
         if self.jacobian == "exact":  # one by one, where the network takes no more at once
@@ -120,7 +120,9 @@ class GaussNewtonFit:
         repeats = self.jacobian == "exact" and wanted >= plan.train_samples
         tries = self.tries + (LAST_TRIES if repeats else 0)
         each = math.ceil(passes * dealt(min(wanted, plan.train_samples)) * family.nfe) + tries * plan.held_out
-        most = plan.held_out + self.iterations * each
+        starts = 1 if next(iter(plan.fits.values())) is self else self.starts  # a race comes first
+        steps = sum(count * steps for count, steps in plan_rounds(starts, self.iterations))
+        most = starts * plan.held_out + steps * each
         return most if self.evaluations is None else min(most, self.evaluations + each)
 
     def run(self, context: FitContext) -> Standing:

@@ -27,6 +27,15 @@ class Stepping(Protocol):
         ...
 
 
+def plan_rounds(descents: int, iterations: int) -> list[tuple[int, int]]:
+    """How many descents take how many steps in every round; the last round is that of the one that is left."""
+    rounds, taken = list[tuple[int, int]](), 0
+    while descents > 1 and taken < iterations:
+        steps = min(2 ** len(rounds), iterations - taken)
+        rounds, taken, descents = [*rounds, (descents, steps)], taken + steps, descents // 2
+    return [*rounds, (1, iterations - taken)]
+
+
 def descend(descents: Sequence[Stepping], iterations: int, progress: Progress | None = None) -> int:
     """Take the best of some descents to its end.
 
@@ -37,12 +46,7 @@ def descend(descents: Sequence[Stepping], iterations: int, progress: Progress | 
     Returns:
         The position of that one.
     """
-    rounds, taken = list[tuple[int, int]](), 0
-    left = len(descents)
-    while left > 1 and taken < iterations:
-        steps = min(2 ** len(rounds), iterations - taken)
-        rounds, taken, left = [*rounds, (left, steps)], taken + steps, left // 2
-    rounds.append((1, iterations - taken))
+    rounds = plan_rounds(len(descents), iterations)
     done, total = 0, sum(count * steps for count, steps in rounds)
 
     def told(error: float) -> None:
