@@ -89,7 +89,7 @@ class PlacementFit:
         few = replace(plan, held_out_samples=min(self.samples, plan.held_out_samples))
         for placed, iterations in self.rounds(self.placements + 1):
             if iterations:
-                most += placed * (GaussNewtonFit(iterations, self.samples, starts=1).expected(few) + plan.held_out)
+                most += placed * (GaussNewtonFit(iterations, self.samples).expected(few) + plan.held_out)
         return most
 
     def rounds(self, placed: int) -> list[tuple[int, int]]:

@@ -27,7 +27,7 @@ from solverdistill.training.starting import asked_for, read_start
 from solverdistill.zoo import names
 
 TARGETS = {"train_samples": 32, "validation_samples": 32, "test_samples": 16, "cache": None}
-FIT = {"race": {"lower_starts": False, "gits": False}, "gauss_newton": {"iterations": 3}}
+FIT = {"race": {"lower_starts": False, "gits": False}, "gauss_newton": {"iterations": 3, "starts": 4}}
 FEW = {"placements": 2, "iterations": 2, "final_iterations": 2}
 
 

@@ -85,7 +85,7 @@ class GaussNewtonFit:
     tolerance: float = 0.01
     patience: int = 4
     evaluations: int | None = None
-    starts: int = 4
+    starts: int = 1
     seed: int = 0
     needs_trajectories: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
