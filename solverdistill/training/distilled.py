@@ -68,8 +68,8 @@ class Distilled:
         """
         if self.run.teacher.fingerprint() != self.provenance["teacher"]["fingerprint"]:
             raise ValueError(
-                f"{self.run.teacher.name} has changed since the solver was fitted to it, and a comparison would say nothing; "
-                "distil again"
+                f"{self.run.teacher.name} has changed since the solver was fitted to it, and a comparison would say "
+                "nothing; distil again"
             )
         if batch_size not in self._compared:
             test, run, error = self.data.split("test"), self.run, self.data.choice.error
