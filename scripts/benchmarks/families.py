@@ -30,6 +30,7 @@ from .records import CLASSICAL, Record, read_records, write_records
 from .setting import Job, Setting
 
 Plan = dict[int, dict[str, int]]  # wanted nfe -> student -> nfe that it can spend
+LEFT_OUT = ("own", "parallel", "table")  # they need a name, a depth, a solver to start from
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -71,7 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
     """The nfe at which every student runs for every wanted nfe."""
-    solvers = arguments.solvers or sorted(path.stem for path in (find_configs() / "solver").glob("*.yaml"))
+    every = sorted(path.stem for path in (find_configs() / "solver").glob("*.yaml"))
+    solvers = arguments.solvers or [solver for solver in every if solver not in LEFT_OUT]
     plan: Plan = {nfe: {} for nfe in sorted(set(arguments.nfe))}
     for solver in solvers:
         setting = Setting.of(job_of(arguments, solver, 1))

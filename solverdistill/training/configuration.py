@@ -26,7 +26,7 @@ from solverdistill.references.choosing import choose_reference
 from solverdistill.references.serving import TargetData
 from solverdistill.references.solving import Reference
 from solverdistill.references.targets import Progress, TargetSettings
-from solverdistill.support.instantiate import instantiate
+from solverdistill.support.instantiate import MISSING, instantiate
 from solverdistill.training.descent import make_objective, make_optimizer, make_schedule
 from solverdistill.training.starting import Start, read_start
 
@@ -205,6 +205,8 @@ def make_student(solver: Mapping[str, Any], teacher: Teacher) -> Student:
     """
     options = deepcopy(dict(solver))
     name, nfe, depth, grid, path = (options.pop(key, None) for key in ("name", "nfe", "depth", "grid", "path"))
+    if name == MISSING:
+        raise ValueError("solver.name must be given: the dotted name of a family of your own, my_package.MyFamily")
     if nfe is not None and depth is not None:
         raise ValueError(f"solver.nfe={nfe} and solver.depth={depth} both say what a sample costs; set one to null")
     cost, wanted = ("nfe", nfe) if depth is None else ("depth", depth)
