@@ -57,18 +57,21 @@ def say_costs(run: Run, plan: FitPlan, data: TargetData, comparison: int | None 
         data: Its targets, before they are made.
         comparison: Evaluations of the comparison at its end, beside its references; None for no comparison.
     """
+    from rich import box
     from rich.table import Table
 
     costs = expect(run, plan, data, comparison)
     if not costs.timed:
         console().print(f"at most {costs}, too few to time")
         return costs
-    table = Table("what it costs, at most", "evaluations", "time")
+    screen = console()
+    kind = box.SIMPLE_HEAD if screen.is_terminal else box.ASCII2
+    table = Table("what it costs, at most", "evaluations", "time", box=kind)
     for column in table.columns[1:]:
         column.justify = "right"
     for part in (*costs.parts, costs.total):
         table.add_row(part.name, f"{part.evaluations:,}", in_words(part.seconds))
-    console().print(table)
+    screen.print(table)
     if costs.adaptive:
         console().print("of an adaptive reference, at least: it chooses its steps as it goes")
     return costs
