@@ -165,8 +165,8 @@ def test_it_is_said_before_counted_down_and_compared_with_what_was_taken(capsys:
     said = " ".join(capsys.readouterr().out.split())
     before, after = said.split("reference trajectories (train)", 1)
     for name, number in work.items():
-        assert f"│ {name} │ {number:,} │ " in before
-    assert f"│ all │ {sum(work.values()):,} │ " in before
+        assert f"| {name} | {number:,} | " in before
+    assert f"| all | {sum(work.values()):,} | " in before
     assert f"to go, at most: {work['race'] + work['gauss_newton']:,} evaluations, " in after
     assert f"to go, at most: {work['gauss_newton']:,} evaluations, " in after
     assert f"references and fits took {done.evaluations:,} evaluations, " in after
