@@ -60,9 +60,7 @@ class Choice:
         elif self.apart is not None:
             said += f"; rough in time: two grids that promised to be nearer end {self.apart:.2g} apart"
         if self.falls is not None or self.apart is not None:
-            said += (
-                ". The network changes faster with time than coarse references see: they are wrong without showing it"
-            )
+            said += ". The network may change faster with time than coarse references see, which are then wrong unseen"
         return said
 
 

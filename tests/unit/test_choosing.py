@@ -103,7 +103,7 @@ def test_a_network_that_is_rough_in_time_gets_a_reference_that_is_right() -> Non
     assert error_of(choice.reference, teacher) < 0.002 * span
     assert choice.reference.steps > 40 and images <= 0.03 * LARGE
     assert choice.falls is not None and "; rough in time: twice the steps divide the error by" in choice.summary()
-    assert "wrong without showing it" in choice.summary() and "rough" not in choose(toy_mixture())[0].summary()
+    assert "wrong unseen" in choice.summary() and "rough" not in choose(toy_mixture())[0].summary()
 
 
 def test_solves_that_agree_on_a_wrong_result_are_contradicted() -> None:
