@@ -77,7 +77,7 @@ def run_name(chosen: str, model: str, solver: Any, start: str | None) -> str:
     """Name of a run: solver, model and what a sample costs, nfe5 or depth3; or what it begins at, and the model."""
     if start is not None:  # the file says what the solver is, and what it costs
         return f"start-{Path(str(start).removeprefix('zoo:')).name.removesuffix('.json')}-{model}"
-    cost = f"nfe{solver.nfe}" if solver.get("depth") is None else f"depth{solver.depth}"
+    cost = f"nfe{6 if solver.nfe is None else solver.nfe}" if solver.get("depth") is None else f"depth{solver.depth}"
     return f"{chosen}-{model}-{cost}"
 
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from solverdistill.families.base import Params
+from solverdistill.families.base import Family, Params
 from solverdistill.families.learned.parallel import Parallel
 from solverdistill.families.learned.table import Table
 from solverdistill.families.student import Student
@@ -53,6 +53,8 @@ class PlacementFit:
         samples: Training samples of a step, and held-out samples that decide whether it is kept.
         batch_size: Samples that go through the network at once.
         seed: Seed of the placements; the run's own takes its place.
+        points: Evaluations of each sequential call, for a sequential student, beside whose own points are placed; null
+            for a student that has points.
     """
 
     placements: int = 12
@@ -62,35 +64,51 @@ class PlacementFit:
     samples: int = 128
     batch_size: int = 64
     seed: int = 0
+    points: int | None = None
     needs_trajectories: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
     differentiates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.points is not None and self.points < 2:
+            raise ValueError(f"fit.placements.points must be at least 2, not {self.points}")
         for name in ("placements", "iterations", "finalists", "final_iterations", "samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"fit.placements.{name} must be at least 1, not {getattr(self, name)}")
 
     def check(self, plan: FitPlan) -> None:
-        """Refuse a student without points."""
-        if not isinstance(plan.student.family, Parallel):
+        """Refuse a student that has no points, and where none are asked for, or more than its own."""
+        family = plan.student.family
+        if isinstance(family, Parallel):
+            if self.points is not None:
+                raise ValueError(f"fit.placements.points={self.points} is for a sequential student; set solver.points")
+        elif self.points is None:
             raise ValueError(
-                f"fit=placements finds where the points of parallel belong; {plan.student.family.name} has none, take "
-                "fit=[race,gauss_newton]"
+                f"fit=placements finds where the points of parallel belong; {family.name} has none, take "
+                "fit=[race,gauss_newton], or set fit.placements.points for points beside its evaluations"
             )
+        elif family.depth != family.nfe:
+            raise ValueError(f"fit.placements.points: {family.name} has evaluations side by side already")
 
     def expected(self, plan: FitPlan) -> int:
         """The sequential solver's fits and all rounds, with a placement that was given beside the random ones."""
-        family = plan.student.family
-        assert isinstance(family, Parallel)
-        before = sequential_plan(plan, family, self.batch_size)
-        most = before.held_out + sum(fit.expected(before) for fit in before.fits.values())
-        few = replace(plan, held_out_samples=min(self.samples, plan.held_out_samples))
+        family, most = plan.student.family, 0
+        if isinstance(family, Parallel):
+            before = sequential_plan(plan, family, self.batch_size)
+            most = before.held_out + sum(fit.expected(before) for fit in before.fits.values())
+        else:
+            plan = replace(plan, student=Student.of(self.beside(family.program(family.init(0)), family)))
+        few = replace(plan, held_out_samples=min(self.samples, plan.held_out_samples), rivals=())
         for placed, iterations in self.rounds(self.placements + 1):
             if iterations:
                 most += placed * (GaussNewtonFit(iterations, self.samples).expected(few) + plan.held_out)
         return most
+
+    def beside(self, program: SolverProgram, family: Family) -> Parallel:
+        """A student with points beside the evaluations of a sequential one."""
+        table = Table.of(program.detach(), family.path, family.grid[0])
+        return Parallel(grid=table.grid, path=table.path, table=table.table, points=self.points or 2)
 
     def rounds(self, placed: int) -> list[tuple[int, int]]:
         """Placements of every round, and their steps."""
@@ -102,11 +120,16 @@ class PlacementFit:
     def run(self, context: FitContext) -> Standing:
         """Fit the sequential solver, search placements beside it, and keep what is better."""
         family, given, plan = context.standing.student.family, context.standing.params, context.plan
-        assert isinstance(family, Parallel)
-        before = sequential(context, family, self.batch_size) if given is None else context.standing
+        begun = list[Placement]()
+        if not isinstance(family, Parallel):
+            before, given = context.standing, family.init(plan.seed) if given is None else given
+            family = self.beside(family.program(given), family)
+        elif given is None:
+            before = sequential(context, family, self.batch_size)
+        else:
+            before, begun = context.standing, [Placement(family, given)]
         train, held_out = context.samples("train"), context.samples("validation")
         search = _Search(plan.denoiser, train, held_out, replace(self, seed=plan.seed), context.progress)
-        begun = [] if given is None else [Placement(family, given)]
         return search.run(before, family, begun)
 
 
@@ -129,14 +152,14 @@ def sequential(context: FitContext, family: Parallel, batch_size: int) -> Standi
 def sequential_plan(plan: FitPlan, family: Parallel, batch_size: int) -> FitPlan:
     """The fits of the sequential solver of a parallel student; none for a table that it was given."""
     if family.table is not None:
-        return replace(plan, student=Student.of(replace(family, points=1)), fits={})
+        return replace(plan, student=Student.of(replace(family, points=1)), fits={}, rivals=())
     options = {"denoise_to_zero": family.denoise_to_zero}
     if family.base is not None:
         options |= {"base": family.base, "order": family.order}
     grid = family.grid if plan.student.rule is None else plan.student.rule
     own = Student.build("corrected", family.depth, grid, family.path, options)
     fits: dict[str, Fit] = {"race": RaceFit(batch_size=batch_size)}
-    return replace(plan, student=own, fits={**fits, "gauss_newton": GaussNewtonFit(batch_size=batch_size)})
+    return replace(plan, student=own, rivals=(), fits={**fits, "gauss_newton": GaussNewtonFit(batch_size=batch_size)})
 
 
 class Placement(NamedTuple):

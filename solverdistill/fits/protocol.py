@@ -41,6 +41,7 @@ class Standing:
         last: Params at the end of the last fit, where these are others than the best.
         reports: What the fits so far did and cost.
         finalists: Other starts of a race that just ended, the best first, for a fit that descends from several.
+        rivals: The best starts of other families, where the run chooses among several (`solver=auto`).
     """
 
     student: Student
@@ -49,12 +50,13 @@ class Standing:
     last: Params | None = None
     reports: tuple[FitReport, ...] = field(default=())
     finalists: tuple[Finalist, ...] = ()
+    rivals: tuple[Finalist, ...] = ()
 
     def after(self, report: FitReport, params: Params | None, student: Student | None = None) -> Standing:
         """The standing after a fit; params that are not better than those before are dropped."""
         reports, rmse = (*self.reports, report), report.rmse
         if self.rmse is not None and not rmse < self.rmse:
-            return replace(self, reports=reports, finalists=())
+            return replace(self, reports=reports, finalists=(), rivals=())
         return Standing(student or self.student, params, rmse, None, reports)
 
 
@@ -90,6 +92,7 @@ class FitPlan:
         seed: Seed of initial params and of samples drawn.
         descent: What a fit with an optimizer needs; None where none of the fits has one.
         held_out_samples: Number of held-out samples.
+        rivals: Students of other families at the same cost, where the run chooses among several (`solver=auto`).
     """
 
     student: Student
@@ -100,6 +103,7 @@ class FitPlan:
     seed: int
     descent: Descent | None = None
     held_out_samples: int = 128
+    rivals: tuple[Student, ...] = ()
 
     def check(self) -> None:
         """Refuse fits, an order of them, or a student that cannot work, before anything is computed.
@@ -109,8 +113,15 @@ class FitPlan:
         """
         if not self.fits:
             raise ValueError("fit is empty; name at least one, for example fit=[race,gauss_newton]")
-        for fit in self.fits.values():
-            fit.check(self)
+        if self.rivals and not getattr(next(iter(self.fits.values())), "weighs_families", False):
+            names = ", ".join(student.family.name for student in (self.student, *self.rivals))
+            raise ValueError(
+                f"{self.chosen} does not choose among families; let race or gauss_newton come first, or name the "
+                f"student, solver=<one of {names}>"
+            )
+        for student in (self.student, *self.rivals):
+            for fit in self.fits.values():
+                fit.check(replace(self, student=student, rivals=()))
 
     @property
     def held_out(self) -> int:
@@ -159,6 +170,8 @@ class Fit(Protocol):
             states.
         resumes: Whether it goes on from a checkpoint of a killed run.
         differentiates: Whether it takes derivatives of the network.
+
+    One that has `weighs_families`, true, works on all students of a plan, and may come first where there are several.
     """
 
     needs_trajectories: ClassVar[bool]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,16 +18,15 @@ from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Descent, Fit, FitPlan, Standing
 from solverdistill.fits.registry import make_fit
 from solverdistill.fits.report import BACKWARD_COST
-from solverdistill.noise.grids import Grid
-from solverdistill.noise.paths import make_path
 from solverdistill.references.choice import Choice
 from solverdistill.references.choosing import choose_reference
 from solverdistill.references.serving import TargetData
 from solverdistill.references.solving import Reference
 from solverdistill.references.targets import Progress, TargetSettings
-from solverdistill.support.instantiate import MISSING, instantiate
+from solverdistill.support.instantiate import instantiate
 from solverdistill.training.descent import make_objective, make_optimizer, make_schedule
 from solverdistill.training.starting import Start, read_start
+from solverdistill.training.students import AUTO, check_pure_noise, make_student, make_students, with_points
 
 GROUPS = ("model", "objective", "targets", "fit", "optimizer", "trainer", "logger", "evaluation", "solver")
 SCALARS = ("seed", "guidance", "start", "ckpt_path", "run_name", "output_dir")
@@ -47,6 +45,7 @@ class Run:
         fits: Settings of the fits, in their order.
         targets: Settings of the targets.
         params: Params of a solver file to begin at; None for the student's own initial ones.
+        rivals: Students of other families that the run chooses among.
     """
 
     config: Mapping[str, Any]
@@ -56,6 +55,7 @@ class Run:
     fits: dict[str, Fit]
     targets: TargetSettings
     params: Params | None = None
+    rivals: tuple[Student, ...] = ()
 
     @classmethod
     def of(
@@ -81,10 +81,14 @@ class Run:
             student, params = begin_at(config, asked or {}, guided)
             warn_of_defaults(config, asked or {}, student.family.name)
             config = {**config, "solver": {**student.family.hyperparameters(), "nfe": student.family.nfe}}
-        chosen = make_student(config["solver"], guided) if student is None else check_pure_noise(student, guided)
+        fits, targets = make_fits(config), make_target_settings(config["targets"])
+        if student is None:
+            student, *rivals = make_students(config["solver"], guided)
+            fits, targets = with_points(config["solver"], fits, targets)
+        else:
+            student, rivals = check_pure_noise(student, guided), []
         wrapped: Any = denoiser
-        settings = make_fits(config), make_target_settings(config["targets"])
-        return cls(config, guided, Counted(wrapped), chosen, *settings, params)
+        return cls(config, guided, Counted(wrapped), student, fits, targets, params, tuple(rivals))
 
     def data(self, student: Student, device: torch.device | str, progress: Progress | None) -> TargetData:
         """The targets of the run; what is open of their reference is chosen here, by measuring."""
@@ -135,7 +139,7 @@ class Run:
             descent = Descent(objective, optimizer, schedule, trainer, checkpoint)
         train, held_out = self.targets.train_samples, self.targets.validation_samples
         of = self.student, self.denoiser, self.fits, self.teacher.shape, train, config["seed"]
-        return FitPlan(*of, descent, held_out)
+        return FitPlan(*of, descent, held_out, self.rivals)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -157,7 +161,7 @@ def begin_at(config: Mapping[str, Any], asked: Mapping[str, Any], teacher: Teach
         ValueError: it does not go with what was asked for.
     """
     name = asked.get("name")
-    own = name is not None and name not in (*families.ROSTER, *families.ALIASES)
+    own = name is not None and name not in (*families.ROSTER, *families.ALIASES, AUTO)
     configured = make_student(config["solver"], teacher).family if own else None
     return read_start(config["start"], asked, teacher, configured)
 
@@ -194,54 +198,6 @@ def make_target_settings(options: Mapping[str, Any]) -> TargetSettings:
     if reference.get("nested") is not None or reference["solver"] == "dopri5":
         measure = ()
     return TargetSettings(**{**options, "reference": Reference(**known), "measure": measure})
-
-
-def make_student(solver: Mapping[str, Any], teacher: Teacher) -> Student:
-    """Build the family of a solver config at exactly its nfe, or its depth, on the teacher's path.
-
-    `solver.grid` is a rule, whose ends are the teacher's noise range unless stated, or a list of noise levels (on the
-    command line `~solver.grid '+solver.grid=[80.0,1.5,0.002]'`: hydra puts no list in the place of a rule), all in the
-    unit of `solver.path` where the student has a path of its own.
-    """
-    options = deepcopy(dict(solver))
-    name, nfe, depth, grid, path = (options.pop(key, None) for key in ("name", "nfe", "depth", "grid", "path"))
-    if name == MISSING:
-        raise ValueError("solver.name must be given: the dotted name of a family of your own, my_package.MyFamily")
-    if nfe is not None and depth is not None:
-        raise ValueError(f"solver.nfe={nfe} and solver.depth={depth} both say what a sample costs; set one to null")
-    cost, wanted = ("nfe", nfe) if depth is None else ("depth", depth)
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-        raise TypeError(f"solver.{cost} must be an integer of at least 1, not {wanted!r}")
-    path = teacher.path if path is None else make_path(path)
-    if isinstance(grid, list):
-        for level in grid:
-            if isinstance(level, bool) or not isinstance(level, (int, float)):
-                raise TypeError(f"solver.grid must be a rule or a list of noise levels, which {level!r} is not")
-        return check_pure_noise(Student.build(name, wanted, grid, path, options, cost), teacher)
-    stated = dict(grid or {})
-    if not {"start", "end"} <= set(stated):
-        start, end = teacher.noise_range_on(path)
-        stated = {"start": start, "end": end, **stated}
-    try:
-        rule = Grid(**stated)
-    except TypeError as error:
-        raise ValueError(f"solver.grid cannot be used: {error}") from None
-    return check_pure_noise(Student.build(name, wanted, rule, path, options, cost), teacher)
-
-
-def check_pure_noise(student: Student, teacher: Teacher) -> Student:
-    """Refuse a student that asks a network that predicts noise at pure noise, where its answer says nothing.
-
-    Raises:
-        ValueError: its table tells the network alpha = 0.
-    """
-    family = student.family
-    if teacher.prediction == "eps" and bool((family.program(family.init(0)).alpha == 0).any()):
-        raise ValueError(
-            f"{teacher.name} predicts noise and says nothing at pure noise, where {family.name} begins on the "
-            f"{family.path.name} path; let the grid begin below it, for example with solver.grid.start=0.99"
-        )
-    return student
 
 
 def make_fits(config: Mapping[str, Any]) -> dict[str, Fit]:

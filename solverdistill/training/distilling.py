@@ -25,6 +25,7 @@ from solverdistill.training.exporting import make_provenance
 from solverdistill.training.isolation import own_randomness, quiet_lightning
 from solverdistill.training.screen import Screen, say_costs, say_hello, say_spent
 from solverdistill.training.stages import Watcher, fit_all
+from solverdistill.training.students import NFE
 
 Settings = Mapping[str, Any]
 
@@ -205,11 +206,11 @@ def solver_settings(solver: str | Settings | Family | None, composed: Settings, 
     Args:
         solver: See `distill`.
         composed: Settings of the solver's configuration, or of the default one.
-        shipped: Whether the solver has a configuration; of another one, grid, path and nfe are the default ones.
+        shipped: Whether the solver has a configuration; of another one, grid and path are the default ones.
     """
     if isinstance(solver, Family):
         return {**solver.hyperparameters(), "nfe": solver.nfe}
-    base = dict(composed) if shipped else {key: composed[key] for key in ("nfe", "grid", "path")}
+    base = dict(composed) if shipped else {key: composed[key] for key in ("grid", "path")} | {"nfe": NFE}
     own = {"name": solver} if isinstance(solver, str) else solver or {}
     return merge(base, {**own, "name": own.get("name", composed["name"])})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from solverdistill import families
 from solverdistill.evaluation.after_training import EvaluationSettings, compare_at_the_end
-from solverdistill.families.base import Family
 from solverdistill.families.learned.parallel import Parallel
 from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Fit, Standing
@@ -68,7 +67,7 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     start_processes(trainer, required=any(not fit.resumes for fit in run.fits.values()))
     first, device = trainer.is_global_zero, trainer.strategy.root_device
     run.denoiser.to(device)
-    student = run.student if checkpoint is None else run.student.rebuilt(family_of_checkpoint(checkpoint, run.student))
+    student = run.student if checkpoint is None else student_of_checkpoint(checkpoint, (run.student, *run.rivals))
     data = run.data(student, device, TargetProgress() if first else None)
     watcher, costs = Watcher(), None
     if first:
@@ -127,22 +126,32 @@ def conclude(
         compare_at_the_end(evaluation, output, *student, run.teacher, run.denoiser, test, choice.error)
 
 
-def family_of_checkpoint(path: str, student: Student) -> Family:
-    """The family that a killed run was training, whose start may have won a race.
+def student_of_checkpoint(path: str, students: Sequence[Student]) -> Student:
+    """The student that a killed run was training, whose start may have won a race.
 
+    Args:
+        path: The checkpoint.
+        students: Those that the run begins with.
     Raises:
         ValueError: it is none that this run could have come to.
     """
     stored = torch.load(path, map_location="cpu", weights_only=True)["family"]
-    family, own = families.rebuild(stored, student.family), student.family
-    same = stored["name"] == own.hyperparameters()["name"] and family.nfe == own.nfe
-    sequential = isinstance(own, Parallel) and family.depth == own.depth  # won over all placements
-    if not same and not sequential:
-        raise ValueError(
-            f"the checkpoint {path} holds {stored['name']} with nfe {family.nfe}, and this run is of {own.name} with "
-            f"nfe {own.nfe}; name the checkpoint of the killed run in ckpt_path, or say solver= and start= as it did"
-        )
-    return family
+    for student in students:
+        own = student.family
+        if stored["name"] == own.hyperparameters()["name"]:
+            family = families.rebuild(stored, own)
+            if family.nfe == own.nfe:
+                return student.rebuilt(family)
+        elif isinstance(own, Parallel):  # a sequential solver may have won over all placements
+            family = families.rebuild(stored)
+            if family.depth == own.depth:
+                return student.rebuilt(family)
+    family = families.rebuild(stored, students[0].family)
+    these = " or ".join(f"{student.family.name} with nfe {student.family.nfe}" for student in students)
+    raise ValueError(
+        f"the checkpoint {path} holds {stored['name']} with nfe {family.nfe}, and this run is of {these}; name the "
+        "checkpoint of the killed run in ckpt_path, or say solver= and start= as it did"
+    )
 
 
 def asked_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,10 @@ def say_hello(run: Run) -> None:
     family, settings = run.student.family, run.targets
     reference = f"{settings.reference.solver}, {settings.reference.steps} steps"
     count = sum(value.numel() for value in family.init(0).values())
+    who = " or ".join(f"[bold]{student.family.name}[/bold]" for student in (run.student, *run.rivals))
+    size = "" if run.rivals else f"{count} numbers, "
     console().print(
-        f"[bold]{family.name}[/bold] for [bold]{run.teacher.name}[/bold]: {count} numbers, nfe {family.nfe}, "
+        f"{who} for [bold]{run.teacher.name}[/bold]: {size}nfe {family.nfe}, "
         f"depth {family.depth}, {family.steps} steps on the {family.path.name} path; reference "
         f"{'measures itself' if settings.measure else reference}; fits: {', '.join(run.fits)}"
     )

@@ -84,3 +84,9 @@ def test_a_budget_is_that_of_all_descents_together() -> None:
 def test_a_number_of_starts_is_checked() -> None:
     with pytest.raises(ValueError, match="fit.starts must be at least 1, not 0"):
         GaussNewtonFit(starts=0)
+
+
+def test_descents_of_different_families_take_more_steps_before_they_are_compared() -> None:
+    late = Listed([4.0, 3.0, 2.0, 0.5, 0.1, 0.1])
+    field = [Listed([1.0, 0.9, 0.8, 0.8, 0.8, 0.8]), late]
+    assert descend(field, 5, first=4) == 1 and [sum(one.rounds) for one in field] == [4, 5]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -37,6 +37,7 @@ from solverdistill.support.type_checks import check_fields
 JACOBIANS = ("sketch", "exact")
 FIRST_DAMPING = {"sketch": 0.1, "exact": 0.01}  # the first sketches are rough
 LAST_TRIES = 6  # further dampings where giving up ends the fit, because the equations would be the same again
+FAMILY_STEPS = 4  # of the best start of every family, before families are compared
 SPENT = "budget spent"
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class GaussNewtonFit:
     needs_trajectories: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
     differentiates: ClassVar[bool] = True
+    weighs_families: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -120,26 +122,42 @@ class GaussNewtonFit:
         repeats = self.jacobian == "exact" and wanted >= plan.train_samples
         tries = self.tries + (LAST_TRIES if repeats else 0)
         each = math.ceil(passes * dealt(min(wanted, plan.train_samples)) * family.nfe) + tries * plan.held_out
-        starts = 1 if next(iter(plan.fits.values())) is self else self.starts  # a race comes first
-        steps = sum(count * steps for count, steps in plan_rounds(starts, self.iterations))
+        after = next(iter(plan.fits.values())) is not self  # a race, which has more than one start
+        starts = (self.starts if after else 1) + len(plan.rivals)
+        steps = sum(count * steps for count, steps in plan_rounds(starts, self.iterations, self.first(plan.rivals)))
         most = starts * plan.held_out + steps * each
         return most if self.evaluations is None else min(most, self.evaluations + each)
 
     def run(self, context: FitContext) -> Standing:
-        """Descend from the standing, and from other finalists of a race that just ended; the best goes on."""
+        """Descend from the standing, from other finalists of a race that just ended and from rivals; the best goes on.
+
+        Where no race came first, the rivals are those of the plan, at their own initial params.
+        """
         before, settings = context.standing, replace(self, seed=context.plan.seed)
         train, held_out = context.samples("train"), context.samples("validation")
         first = Finalist(before.student, before.params)
-        starts, meter, fits = [first, *before.finalists][: self.starts], Meter(train.noise.device), list[_Fit]()
+        rivals = before.rivals
+        if next(iter(context.plan.fits.values())) is self:
+            rivals = tuple(Finalist(student, None) for student in context.plan.rivals)
+        starts = [first, *rivals, *before.finalists[: self.starts - 1]]
+        meter, fits = Meter(train.noise.device), list[_Fit]()
         with torch.no_grad():
             for start in starts:
                 fit = _Fit(start.student.family, context.plan.denoiser, train, held_out, settings, meter)
                 fit.begin(start.params, before.rmse if start is first else None)
                 fits.append(fit)
-            best = descend(fits, self.iterations, context.progress)
+            best = descend(fits, self.iterations, context.progress, self.first(rivals))
         fit, student = fits[best], starts[best].student
         note = f"; start {best + 1} of {len(fits)} went on" if len(fits) > 1 else ""
+        if rivals:
+            ends = (f"{one.student.family.name} {fit.rmse:.4f}" for one, fit in zip(starts, fits, strict=True))
+            note = f"; {student.family.name} went on: {', '.join(ends)}"
         return before.after(fit.report(note), fit.params, student)
+
+    @staticmethod
+    def first(rivals: Sequence[Any]) -> int:
+        """Steps of all starts before the best of them go on."""
+        return FAMILY_STEPS if rivals else 1
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from solverdistill.families.base import Params
+from solverdistill.families.base import Family, Params
 from solverdistill.families.student import Student
 from solverdistill.fits.batches import mean_error, take, take_solved
 from solverdistill.fits.least_squares.row_fits import RowSettings, fit_rows
@@ -74,6 +74,7 @@ class RaceFit:
     needs_trajectories: ClassVar[bool] = True
     resumes: ClassVar[bool] = False
     differentiates: ClassVar[bool] = False
+    weighs_families: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -87,8 +88,12 @@ class RaceFit:
             raise ValueError(f"{plan.chosen}: the race finds where to start, so it has to come first")
 
     def expected(self, plan: FitPlan) -> int:
-        """All rounds with every start on every grid, and each of the best from every lower level."""
-        family, grid = plan.student.family, plan.student.family.grid
+        """All rounds of every family with every start on every grid, and each of the best from every lower level."""
+        return sum(self._expected(plan, student.family) for student in (plan.student, *plan.rivals))
+
+    def _expected(self, plan: FitPlan, family: Family) -> int:
+        """The rounds of one family."""
+        grid = family.grid
         linear = self.least_squares and bool(family.linear_params)
         starts = len(family.starts()) if self.starts and not linear else 1
         rules = len(grid_rules(family.path, grid[0], grid[-1])) + (len(GITS_WEIGHTS) if self.gits else 0)
@@ -107,15 +112,20 @@ class RaceFit:
         return begun * of(self.first, linear) + finalists * second + 2 * of(FACTOR * more) + 2 * plan.held_out
 
     def run(self, context: FitContext) -> Standing:
-        """Find the student, and the params, to start from."""
+        """Find the student, and the params, to start from; of several families the best start of each."""
         plan, before, train = context.plan, context.standing, context.trajectories(TRAJECTORIES)
-        held_out = context.samples("validation")
-        race = _Race(before.student, plan.denoiser, held_out, train, self, plan.seed, context.progress)
+        held_out, meter = context.samples("validation"), Meter(context.data.device)
+        ran = list[tuple[_Race, Student, Params, FitReport]]()
         with torch.no_grad():
-            winner, params, report = race.run(before.params)
+            for student in (before.student, *plan.rivals):
+                race = _Race(student, plan.denoiser, held_out, train, self, plan.seed, context.progress, meter)
+                race.rounds, race.races = len(ran) * race.all_rounds, 1 + len(plan.rivals)
+                ran.append((race, *race.run(before.params if not ran else None)))
+        (race, winner, params, report), *others = sorted(ran, key=lambda one: one[-1].rmse)
         goes_on = before.params is not None and winner is before.student  # what was given won
-        others = () if goes_on else tuple(race.others)
-        return replace(before.after(report, params, winner), finalists=others)
+        after = before.after(_joined(ran, meter), params, winner)
+        rivals = tuple(Finalist(student, start) for _, student, start, _ in others)
+        return replace(after, finalists=() if goes_on else tuple(race.others), rivals=rivals)
 
 
 class Placed(NamedTuple):
@@ -152,7 +162,8 @@ def run_race(
     Returns:
         The student, the params of its start, and the report: the errors of the configured start and of the winner.
     """
-    return _Race(student, denoiser, held_out, train, settings or RaceFit(), seed, progress).run(params)
+    meter = Meter(held_out.noise.device)
+    return _Race(student, denoiser, held_out, train, settings or RaceFit(), seed, progress, meter).run(params)
 
 
 class _Race:
@@ -167,13 +178,14 @@ class _Race:
         settings: RaceFit,
         seed: int,
         progress: Progress | None,
+        meter: Meter,
     ) -> None:
         self.student, self.denoiser, self.held_out, self.train = student, denoiser, held_out, train
-        self.settings, self.seed, self.meter = settings, seed, Meter(held_out.noise.device)
+        self.settings, self.seed, self.meter = settings, seed, meter
         fits = train is not None and settings.least_squares
         self.linear = fits and bool(student.family.linear_params)
         self.points = fits and not self.linear and searchable(student.family)
-        self.progress, self.rounds, self.others = progress, 0, list[Finalist]()
+        self.progress, self.rounds, self.races, self.others = progress, 0, 1, list[Finalist]()
 
     def run(self, params: Params | None = None) -> tuple[Student, Params, FitReport]:
         """All rounds; see `run_race` for what comes back."""
@@ -210,8 +222,13 @@ class _Race:
         """Say that a round is done, and the smallest error in it."""
         self.rounds += 1
         if self.progress is not None:
-            self.progress(self.rounds, 4 + self.settings.lower_starts, placed[0].rmse)
+            self.progress(self.rounds, self.races * self.all_rounds, placed[0].rmse)
         return placed
+
+    @property
+    def all_rounds(self) -> int:
+        """Rounds of one race."""
+        return 4 + self.settings.lower_starts
 
     def place(self, field: Iterable[Entrant], samples: int, points: bool = False) -> list[Placed]:
         """Entrants by their errors on some held-out samples, after a fit on as many training samples.
@@ -273,3 +290,13 @@ def _note(ranks: list[Placed], samples: int, others: int) -> str:
     if len(ranks) > 1:
         note += f"; on {samples} samples {ranks[0].rmse:.4f}, next {ranks[1].fitted.label} with {ranks[1].rmse:.4f}"
     return note
+
+
+def _joined(ran: list[tuple[_Race, Student, Params, FitReport]], meter: Meter) -> FitReport:
+    """The report of all races: from the first student's configured start to the winner of all."""
+    best = min((report for *_, report in ran), key=lambda report: report.rmse)
+    if len(ran) == 1:
+        return best
+    history = [ran[0][-1].history[0], meter.point(best.rmse)]
+    notes = (f"{student.family.name} {report.rmse:.4f}: {report.note}" for _, student, _, report in ran)
+    return FitReport.of("race", history, meter, "all rounds done", "; ".join(notes))
