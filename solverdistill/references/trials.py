@@ -23,7 +23,12 @@ from solverdistill.references.shard_cache import ShardCache
 from solverdistill.references.solving import Reference
 from solverdistill.references.targets import Source, TargetSettings, describe
 
-GRIDS: tuple[tuple[str, float | None], ...] = (("polynomial", 7.0), ("logsnr", None), ("time_uniform", 1.0))
+GRIDS: tuple[tuple[str, float | None], ...] = (
+    ("polynomial", 7.0),
+    ("logsnr", None),
+    ("time_uniform", 1.0),
+    ("quadratic", None),
+)
 SHIFTS = (0.0, 1.0)  # of log(alpha / sigma) where the classical solvers begin
 # Numbers of shards: steps + 10,000 times the grid, or 100,000 + evaluations; with the number of samples before them.
 GRID_SHARD, CLASSICAL_SHARD, SAMPLES_SHARD = 10_000, 100_000, 1_000_000

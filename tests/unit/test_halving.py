@@ -11,7 +11,7 @@ import torch
 
 import solverdistill as sd
 from solverdistill.fits.gauss_newton.fit import GaussNewtonFit
-from solverdistill.fits.gauss_newton.halving import descend
+from solverdistill.fits.gauss_newton.halving import descend, plan_rounds
 from solverdistill.fits.report import FitReport
 
 TARGETS = {"train_samples": 64, "validation_samples": 64, "test_samples": 16, "cache": None}
@@ -90,3 +90,4 @@ def test_descents_of_different_families_take_more_steps_before_they_are_compared
     late = Listed([4.0, 3.0, 2.0, 0.5, 0.1, 0.1])
     field = [Listed([1.0, 0.9, 0.8, 0.8, 0.8, 0.8]), late]
     assert descend(field, 5, first=4) == 1 and [sum(one.rounds) for one in field] == [4, 5]
+    assert plan_rounds(3, 30, 4) == [(3, 4), (2, 8), (1, 18)]

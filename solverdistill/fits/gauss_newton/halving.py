@@ -39,7 +39,7 @@ def plan_rounds(descents: int, iterations: int, first: int = 1) -> list[tuple[in
     rounds, taken = list[tuple[int, int]](), 0
     while descents > 1 and taken < iterations:
         steps = min(first * 2 ** len(rounds), iterations - taken)
-        rounds, taken, descents = [*rounds, (descents, steps)], taken + steps, descents // 2
+        rounds, taken, descents = [*rounds, (descents, steps)], taken + steps, (descents + 1) // 2
     return [*rounds, (1, iterations - taken)]
 
 
