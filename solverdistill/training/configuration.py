@@ -29,7 +29,7 @@ from solverdistill.training.starting import Start, read_start
 from solverdistill.training.students import AUTO, check_pure_noise, make_student, make_students, with_points
 
 GROUPS = ("model", "objective", "targets", "fit", "optimizer", "trainer", "logger", "evaluation", "solver")
-SCALARS = ("seed", "guidance", "start", "ckpt_path", "run_name", "output_dir")
+SCALARS = ("seed", "guidance", "start", "budget", "ckpt_path", "run_name", "output_dir")
 log = logging.getLogger(__name__)
 
 
@@ -46,6 +46,7 @@ class Run:
         targets: Settings of the targets.
         params: Params of a solver file to begin at; None for the student's own initial ones.
         rivals: Students of other families that the run chooses among.
+        choice: The reference, where it is chosen already.
     """
 
     config: Mapping[str, Any]
@@ -56,6 +57,7 @@ class Run:
     targets: TargetSettings
     params: Params | None = None
     rivals: tuple[Student, ...] = ()
+    choice: Choice | None = None
 
     @classmethod
     def of(
@@ -95,14 +97,16 @@ class Run:
         dense = any(fit.needs_trajectories for fit in self.fits.values())
         if self.descends:
             dense = dense or getattr(instantiate(self.config["objective"], "objective"), "needs_reference", False)
-        choice = self.choose(student, device, progress)
+        choice = self.choice or self.choose(student, device, progress)
         settings = replace(self.targets, reference=choice.reference, measure=())
         source = settings, self.teacher, self.denoiser, student.family
         return TargetData(*source, device, progress, student.rule, dense, choice)
 
-    def choose(self, student: Student, device: torch.device | str, progress: Progress | None = None) -> Choice:
-        """The reference of the run, and what is known of its error."""
-        of = self.targets, self.teacher, self.denoiser, student.family.depth, self.size()
+    def choose(
+        self, student: Student, device: torch.device | str, progress: Progress | None = None, size: int | None = None
+    ) -> Choice:
+        """The reference of the run, and what is known of its error; `size` is what the run takes, where it is known."""
+        of = self.targets, self.teacher, self.denoiser, student.family.depth, size or self.size()
         return choose_reference(*of, device, progress)
 
     def size(self) -> int:

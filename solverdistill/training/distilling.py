@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from solverdistill.fits.protocol import Fit
 from solverdistill.support.instantiate import instantiate
 from solverdistill.support.processes import pick_device
 from solverdistill.support.progress import TargetProgress
+from solverdistill.training.budget import Budget, within
 from solverdistill.training.compose import Choice, compose, merge, options_of
 from solverdistill.training.config_files import find_configs
 from solverdistill.training.configuration import Run
@@ -55,6 +56,7 @@ def distill(
     optimizer: str | Settings | None = None,
     targets: str | Settings | None = None,
     start: str | Path | None = None,
+    budget: str | None = None,
     seed: int = 0,
     device: str | None = None,
     progress: bool | None = None,
@@ -80,6 +82,8 @@ def distill(
         targets: Reference solver, numbers of samples, seed, cache.
         start: Solver file to begin at, or "zoo:<name>": the solver is its family, at its params, or a `table` where it
             has none; solver and nfe have to agree with it, and the fits end no worse than it on held-out samples.
+        budget: What the call may cost, as "2000evals" (forward equivalents, references included) or "20min": sizes that
+            are not given are planned; None for those of the defaults.
         seed: Seed of initial params and of samples drawn.
         device: Where the network runs; None for where a live teacher is, or an accelerator where there is one.
         progress: Show bars and what was reached; None shows them in a terminal and a notebook.
@@ -90,7 +94,8 @@ def distill(
     check_kinds(teacher, solver)
     config = configure(teacher, solver, nfe, {name: value for name, value in groups.items() if value is not None})
     config.update(seed=seed, guidance=dict(guidance) if isinstance(guidance, Mapping) else guidance)
-    config["start"] = None if start is None else str(start)
+    config.update(start=None if start is None else str(start), budget=budget)
+    limit = None if budget is None else Budget.read(budget)
     live = teacher if isinstance(teacher, Teacher) else None
     student = Student.of(solver) if isinstance(solver, Family) else None
     shown = (sys.stdout.isatty() or "ipykernel" in sys.modules) if progress is None else progress
@@ -102,6 +107,9 @@ def distill(
         if not run.descends:
             refuse_unused((name for name in ("objective", "optimizer") if groups[name] is not None), run.fits)
         run.denoiser.to(where)
+        if limit is not None:
+            run = within(run, limit, stated_in(groups), where, TargetProgress() if shown else None)
+            plan = run.plan(lambda settings: trainer_of(settings, where, shown))
         if shown:
             say_hello(run)
         data = run.data(run.student, where, TargetProgress() if shown else None)
@@ -177,6 +185,18 @@ def asked_of(solver: str | Settings | Family | None, nfe: int | None, start: str
         raise ValueError(f"solver={solver.name} is a family on its grid and start={start} brings its own; give one")
     named = {"name": solver} if isinstance(solver, str) else dict(solver) if isinstance(solver, Mapping) else {}
     return {**named, "nfe": nfe}
+
+
+def stated_in(groups: Mapping[str, Any]) -> list[str]:
+    """Settings of groups that were given, as "targets.train_samples"."""
+
+    def below(value: Any, where: str) -> Iterator[str]:
+        if isinstance(value, Mapping):
+            for key, own in value.items():
+                yield from below(own, f"{where}.{key}")
+        yield where
+
+    return [name for group, value in groups.items() if value is not None for name in below(value, group)]
 
 
 def divide(groups: Mapping[str, Any]) -> tuple[dict[str, Choice], dict[str, Settings]]:

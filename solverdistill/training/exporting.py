@@ -41,12 +41,18 @@ def make_provenance(
         "reference": {name: value for name, value in asdict(choice.reference).items() if value is not None}
         | choice.facts,
         "fit": config["fit"],
+        **({} if config.get("budget") is None else {"budget": budget_of(config)}),
         "objective": config["objective"] if any(report.fit == "gradient" for report in reports) else None,
         "metrics": {"validation_rmse": min(report.rmse for report in reports if report.history)},
         "evaluations": {report.fit: report.evaluations for report in reports},
         "config_digest": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16],
         "version": __version__,
     }
+
+
+def budget_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was allowed to cost; its plan is in the settings of targets and fits."""
+    return {"asked": config["budget"], "evaluations": config["planned_evaluations"]}
 
 
 def export(output: Path, family: Family, best: Params, last: Params, provenance: Mapping[str, Any]) -> None:

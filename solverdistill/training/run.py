@@ -22,6 +22,7 @@ from solverdistill.fits.report import FitReport
 from solverdistill.references.choice import Choice
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
+from solverdistill.training.budget import Budget, with_comparison, within
 from solverdistill.training.configuration import Run
 from solverdistill.training.costs import Costs
 from solverdistill.training.descent import refuse_unused
@@ -55,6 +56,7 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     run, output = Run.of(config, asked=asked_settings(config)), Path(config["output_dir"])
     config = run.config
     evaluation = EvaluationSettings(**config["evaluation"])
+    budget = None if config["budget"] is None else Budget.read(config["budget"])
     if HydraConfig.initialized() and not run.descends:
         refuse_unused((override.lstrip("+~") for override in HydraConfig.get().overrides.task), run.fits)
     checkpoint = find_checkpoint(config["ckpt_path"], output)
@@ -67,6 +69,11 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     start_processes(trainer, required=any(not fit.resumes for fit in run.fits.values()))
     first, device = trainer.is_global_zero, trainer.strategy.root_device
     run.denoiser.to(device)
+    if budget is not None:
+        shown = TargetProgress() if first else None
+        run = within(run, budget, stated_settings(), device, shown, evaluation.enabled)
+        run, evaluation = with_comparison(run, evaluation, stated_settings())
+        config, plan = run.config, run.plan(lambda fit: trainer, checkpoint)
     student = run.student if checkpoint is None else student_of_checkpoint(checkpoint, (run.student, *run.rivals))
     data = run.data(student, device, TargetProgress() if first else None)
     watcher, costs = Watcher(), None
@@ -157,6 +164,12 @@ def student_of_checkpoint(path: str, students: Sequence[Student]) -> Student:
 def asked_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the solver that the command line states."""
     return asked_for(HydraConfig.get().overrides.task, config["solver"]) if HydraConfig.initialized() else {}
+
+
+def stated_settings() -> list[str]:
+    """Settings that the command line states, with their groups."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    return [override.lstrip("+~").split("=")[0] for override in overrides]
 
 
 def _sweeping() -> bool:

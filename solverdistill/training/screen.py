@@ -43,11 +43,25 @@ def say_hello(run: Run) -> None:
     count = sum(value.numel() for value in family.init(0).values())
     who = " or ".join(f"[bold]{student.family.name}[/bold]" for student in (run.student, *run.rivals))
     size = "" if run.rivals else f"{count} numbers, "
+    if run.config.get("budget") is not None:
+        of = run.targets
+        fits = ", ".join(f"{name} ({in_short(fit)})" for name, fit in run.fits.items())
+        console().print(
+            f"budget {run.config['budget']}: {run.config['planned_evaluations']:,} evaluations; planned: "
+            f"{of.train_samples} + {of.validation_samples} references of {of.reference.steps} steps; {fits}"
+        )
     console().print(
         f"{who} for [bold]{run.teacher.name}[/bold]: {size}nfe {family.nfe}, "
         f"depth {family.depth}, {family.steps} steps on the {family.path.name} path; reference "
         f"{'measures itself' if settings.measure else reference}; fits: {', '.join(run.fits)}"
     )
+
+
+def in_short(fit: Fit) -> str:
+    """The sizes of a fit that a budget changes."""
+    names = ("first", "survivors", "starts", "iterations", "samples", "evaluations", "placements")
+    known = ((name, getattr(fit, name, None)) for name in names)
+    return ", ".join(f"{name} {value}" for name, value in known if value is not None and not isinstance(value, bool))
 
 
 def say_costs(run: Run, plan: FitPlan, data: TargetData, comparison: int | None = None) -> Costs:

@@ -43,9 +43,7 @@ def plan_rounds(descents: int, iterations: int, first: int = 1) -> list[tuple[in
     return [*rounds, (1, iterations - taken)]
 
 
-def descend(
-    descents: Sequence[Stepping], iterations: int, progress: Progress | None = None, first: int = 1
-) -> int:
+def descend(descents: Sequence[Stepping], iterations: int, progress: Progress | None = None, first: int = 1) -> int:
     """Take the best of some descents to its end.
 
     Args:
