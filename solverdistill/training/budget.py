@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 
-from solverdistill.evaluation.after_training import EvaluationSettings
 from solverdistill.fits.gauss_newton.fit import GaussNewtonFit
 from solverdistill.fits.least_squares.fit import LeastSquaresFit
 from solverdistill.fits.placements import PlacementFit
@@ -42,7 +41,6 @@ HELD_OUT = 0.25  # of the references
 FEWEST = 4  # samples of a step
 FEWEST_STEPS = 12  # of a reference that is not measured
 CHUNK = 8  # references solved at once where they are few
-FEWEST_TESTED = 16  # samples of a comparison
 CLOSED = 64  # of least squares
 MANY = 512  # samples of a step that takes all
 RIDGE = 1e-4  # of least squares on few samples
@@ -152,30 +150,10 @@ def within(
         samples = f"{run.targets.train_samples} training and {run.targets.validation_samples} held-out samples"
         raise ValueError(
             f"budget={budget.text} pays for {most:,} evaluations, and the run takes {references + work:,} at least: "
-            f"{references:,} for {samples}, {work:,} for fit=[{','.join(fits)}]; raise the budget, or leave settings out"
+            f"{references:,} for {samples}, {work:,} for fit=[{','.join(fits)}]; raise the budget, or leave "
+            "settings out"
         )
     return replace(run, config=recorded(run, most))
-
-
-def with_comparison(run: Run, settings: EvaluationSettings, stated: Collection[str]) -> tuple[Run, EvaluationSettings]:
-    """A run and its comparison on as many test samples as a tenth of its budget pays for; none where that is too few.
-
-    Args:
-        run: As planned by `within`.
-        settings: Of the comparison.
-        stated: Settings that were given by hand.
-    """
-    family, most = run.student.family, COMPARISON * run.config["planned_evaluations"]
-    if not settings.enabled or {"targets.test_samples", "evaluation"} & set(stated):
-        return run, settings
-    for samples in descending(run.targets.test_samples, FEWEST_TESTED):
-        tried = replace(settings, curve_samples=min(settings.curve_samples, samples))
-        if samples * per_reference(run) + tried.expected(family.nfe, family.depth, samples) <= most:
-            return replace(run, targets=replace(run.targets, test_samples=samples)), tried
-    log.warning(
-        "no comparison at the end: it would take more than a tenth of the budget; evaluation=default brings it back"
-    )
-    return run, replace(settings, enabled=False)
 
 
 def evaluations_of(run: Run, budget: Budget, device: torch.device | str) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from solverdistill.fits.report import FitReport
 from solverdistill.references.choice import Choice
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
-from solverdistill.training.budget import Budget, with_comparison, within
+from solverdistill.training.budget import COMPARISON, Budget, descending, per_reference, within
 from solverdistill.training.configuration import Run
 from solverdistill.training.costs import Costs
 from solverdistill.training.descent import refuse_unused
@@ -34,6 +35,9 @@ from solverdistill.training.screen import Screen, say_costs, say_hello, say_spen
 from solverdistill.training.stages import Watcher, fit_all
 from solverdistill.training.starting import asked_for
 from solverdistill.training.trainer import make_trainer
+
+FEWEST_TESTED = 16  # samples of a comparison
+log = logging.getLogger(__name__)
 
 
 def train(config: Mapping[str, Any] | DictConfig) -> dict[str, float]:
@@ -91,6 +95,27 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
         conclude(run, standing, output, evaluation, test, data.choice)
     family = standing.student.family
     return {"rmse": float(standing.rmse or 0.0), "nfe": float(family.nfe), "depth": float(family.depth)}
+
+
+def with_comparison(run: Run, settings: EvaluationSettings, stated: Collection[str]) -> tuple[Run, EvaluationSettings]:
+    """A run and its comparison on as many test samples as a tenth of its budget pays for; none where that is too few.
+
+    Args:
+        run: As planned by `within`.
+        settings: Of the comparison.
+        stated: Settings that were given by hand.
+    """
+    family, most = run.student.family, COMPARISON * run.config["planned_evaluations"]
+    if not settings.enabled or {"targets.test_samples", "evaluation"} & set(stated):
+        return run, settings
+    for samples in descending(run.targets.test_samples, FEWEST_TESTED):
+        tried = replace(settings, curve_samples=min(settings.curve_samples, samples))
+        if samples * per_reference(run) + tried.expected(family.nfe, family.depth, samples) <= most:
+            return replace(run, targets=replace(run.targets, test_samples=samples)), tried
+    log.warning(
+        "no comparison at the end: it would take more than a tenth of the budget; evaluation=default brings it back"
+    )
+    return run, replace(settings, enabled=False)
 
 
 class Logged(Screen):

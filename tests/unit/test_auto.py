@@ -57,9 +57,7 @@ def test_families_are_a_list_of_names(among: Any) -> None:
 
 
 def test_a_fit_that_does_not_choose_among_families_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"fit=\[least_squares\] does not choose among families; .*corrected, bns, gas"
-    ):
+    with pytest.raises(ValueError, match=r"fit=\[least_squares\] does not choose among .*corrected, bns, gas"):
         distilled(fit="least_squares")
 
 

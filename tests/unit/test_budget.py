@@ -12,10 +12,11 @@ from solverdistill.fits.gauss_newton.fit import GaussNewtonFit
 from solverdistill.fits.least_squares.fit import LeastSquaresFit
 from solverdistill.fits.protocol import FitPlan
 from solverdistill.fits.race.fit import RaceFit
-from solverdistill.training.budget import Budget, per_reference, with_comparison, within
+from solverdistill.training.budget import Budget, per_reference, within
 from solverdistill.training.compose import compose
 from solverdistill.training.config_files import find_configs
 from solverdistill.training.configuration import Run
+from solverdistill.training.run import with_comparison
 
 
 def run(solver: str = "corrected", nfe: int | None = 4, **changed: Any) -> Run:
