@@ -17,7 +17,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -245,7 +245,7 @@ def largest(found: Iterator[Fit], cost: Callable[[Fit], int], most: int) -> Fit:
     return fit
 
 
-def sizes(fit: Fit, stated: Collection[str], most: int, cost: Callable[[Fit], int], rung: Rung) -> Iterator[Fit]:
+def sizes(fit: Any, stated: Collection[str], most: int, cost: Callable[[Fit], int], rung: Rung) -> Iterator[Fit]:
     """A fit at smaller and smaller sizes, what was set by hand kept; the first is the one that is configured."""
     if isinstance(fit, RaceFit):
         smaller = ({name: getattr(race, name) for name in RACE_SIZES} for race in RACES)
@@ -280,7 +280,7 @@ def recorded(run: Run, most: int) -> dict[str, Any]:
     kinds = {fit: name for name, fit in FITS.items()}
     fits = {
         name: {"kind": kinds[f"{type(fit).__module__}.{type(fit).__name__}".removeprefix("solverdistill.fits.")]}
-        | asdict(fit)  # type: ignore[call-overload]
+        | asdict(cast(Any, fit))
         for name, fit in run.fits.items()
     }
     return {**run.config, "targets": targets, "fit": fits, "planned_evaluations": most}
