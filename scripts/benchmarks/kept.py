@@ -7,28 +7,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from solverdistill.support.files import write_atomically
-
 Row = TypeVar("Row", bound=Any)  # a dataclass of plain values
 
 
 class Kept(Generic[Row]):
-    """Rows of one kind, in a file that is whole at any time.
+    """Rows of one kind in a file that grows by a line at a time; several processes may add to it.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is made. A line that a killed process began is cut off.
         kind: Dataclass of the rows, of plain values.
     """
 
     def __init__(self, path: Path, kind: type[Row]) -> None:
-        self.path, self.kind = path, kind
-        self.rows: list[Row] = []
+        self.path, self.rows = path, list[Row]()
         if path.is_file():
-            self.rows = [kind(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            text = path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:
+                path.write_text(whole, encoding="utf-8")
+            self.rows = [kind(**json.loads(line)) for line in whole.splitlines()]
 
     def add(self, row: Row) -> None:
         """Keep one row more."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rows.append(row)
-        lines = (json.dumps(asdict(one)) for one in self.rows)
-        write_atomically(self.path, "".join(f"{line}\n" for line in lines))
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(f"{json.dumps(asdict(row))}\n")
