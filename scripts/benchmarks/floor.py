@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,20 +127,19 @@ def measure(ground: Ground, cell: Cell, number: int, most: int | None, best: flo
     return Restart(cell.teacher, cell.family, cell.cost, cell.wanted, number, program.nfe, start.label, *numbers)
 
 
-def run(out: Path, weights: Mapping[str, str], teachers: list[str], families: list[str]) -> None:
-    """Do what is missing."""
-    kept = Kept(out / "floor.jsonl", Restart)
-    done = {(row.cell, row.number) for row in kept.rows}
+def run(out: Path, weights: Mapping[str, str], teachers: Sequence[str], families: Sequence[str], most: int) -> None:
+    """Do what is missing, of the first `most` restarts; other processes may be at it, too."""
     grounds: dict[str, Ground] = {}
-    for cell, number, most in plan():
-        if (cell, number) in done or cell.teacher not in teachers or cell.family not in families:
+    for cell, number, allowed in plan():
+        kept = Kept(out / "floor.jsonl", Restart)
+        others = {row.number: row.held_out for row in kept.rows if row.cell == cell}
+        if number in others or number >= most or cell.teacher not in teachers or cell.family not in families:
             continue
         if cell.teacher not in grounds:
             grounds[cell.teacher] = Ground(Bench.of(cell.teacher, weights, out), SAMPLES[cell.teacher])
-        others = [row.held_out for row in kept.rows if row.cell == cell]
-        row = measure(grounds[cell.teacher], cell, number, most, min(others, default=float("inf")))
-        kept.add(row)
-        print(row, flush=True)
+        best = min(others.values(), default=float("inf"))
+        kept.add(measure(grounds[cell.teacher], cell, number, allowed, best))
+        print(kept.rows[-1], flush=True)
 
 
 def main() -> None:
@@ -150,9 +149,10 @@ def main() -> None:
     parser.add_argument("--weights", nargs="*", default=[], metavar="NAME=FILE", help="of mnist, emnist, emoji32")
     parser.add_argument("--teachers", nargs="+", default=TEACHERS, choices=TEACHERS)
     parser.add_argument("--families", nargs="+", default=["table", "epd", "epd_ipndm"])
-    arguments = parser.parse_args()
+    parser.add_argument("--restarts", type=int, default=30, help="the first ones of every cost alone")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    run(arguments.out, parse_weights(arguments.weights), arguments.teachers, arguments.families)
+    run(given.out, parse_weights(given.weights), given.teachers, given.families, given.restarts)
 
 
 if __name__ == "__main__":

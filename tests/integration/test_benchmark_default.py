@@ -96,12 +96,12 @@ def test_restarts_begin_alike_for_their_number_and_else_apart(tmp_path: Path) ->
 def test_a_killed_floor_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [(CELL, 3, 50), (CELL, 4, 50)]
     monkeypatch.setattr(floor, "plan", lambda: iter(jobs[:1]))
-    floor.run(tmp_path, {}, ["digits"], ["table"])
+    floor.run(tmp_path, {}, ["digits"], ["table"], 30)
     monkeypatch.setattr(floor, "plan", lambda: iter(jobs))
-    floor.run(tmp_path, {}, ["digits"], ["table"])
+    floor.run(tmp_path, {}, ["digits"], ["table"], 30)
     assert [row.number for row in Kept(tmp_path / "floor.jsonl", Restart).rows] == [3, 4]
     monkeypatch.setattr(floor, "measure", never)
-    floor.run(tmp_path, {}, ["digits"], ["table"])
+    floor.run(tmp_path, {}, ["digits"], ["table"], 30)
 
 
 def test_restarts_are_planned_breadth_first() -> None:
