@@ -22,7 +22,7 @@ from solverdistill.programs.solver_file import save_solver
 
 from .exact import Bench
 from .kept import Kept
-from .restarts import SAMPLES, Cell, Ground, begin, descend
+from .restarts import SAMPLES, Cell, Ground, begin, descend, solver_file
 from .teachers import TEACHERS, parse_weights
 
 
@@ -120,10 +120,9 @@ def measure(ground: Ground, cell: Cell, number: int, most: int | None, best: flo
     program = start.family.program(end.params).detach()
     error, spent = ground.bench.error(program), start.evaluations + end.evaluations
     numbers = error, end.held_out, spent, round(time.perf_counter() - began, 1)
-    folder = ground.bench.folder / "floor"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{cell.teacher}-{cell.family}-{cell.cost}{cell.wanted}-{number:02}.json"
-    save_solver(folder / name, program, start.family.hyperparameters(), end.params, {"metrics": {"rmse": error}})
+    file = solver_file(ground.bench.folder, cell, number)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_solver(file, program, start.family.hyperparameters(), end.params, {"metrics": {"rmse": error}})
     return Restart(cell.teacher, cell.family, cell.cost, cell.wanted, number, program.nfe, start.label, *numbers)
 
 

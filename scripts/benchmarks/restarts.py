@@ -6,7 +6,7 @@ until one of them lowers the held-out error by less than `ENOUGH`, or the first 
 ones, each on a random grid from a random noise level, as a random classical solver whose rows are fitted by least
 squares, with random numbers on its entries and on the levels that it tells the network. Starts of `epd` and
 `epd_ipndm`: first the product's; then Gauss rules and searched points on random grids from random levels, with random
-numbers on all params.
+numbers on all params. Every third one is the end of a first restart with larger random numbers on it instead.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from solverdistill import distill
 from solverdistill.families.base import Family, Params
 from solverdistill.families.learned.corrected import SEQUENTIAL
 from solverdistill.families.learned.table import Table
+from solverdistill.families.registry import rebuild
 from solverdistill.families.student import Student
 from solverdistill.fits.batches import mean_error, take
 from solverdistill.fits.gauss_newton.fit import GaussNewtonFit, fit_gauss_newton
@@ -32,6 +34,7 @@ from solverdistill.fits.race.entrants import grid_rules
 from solverdistill.fits.race.fit import RIDGE
 from solverdistill.fits.report import Meter
 from solverdistill.noise.grids import Grid, lower_start
+from solverdistill.programs.solver_file import read_solver
 from solverdistill.references.batch import Batch
 from solverdistill.references.targets import Targets, TargetSettings, make_targets
 
@@ -44,6 +47,8 @@ SOLVED = 64  # training samples with whole trajectories, for least squares
 SEARCHED = 8  # of them for a point search
 PUSHES = (0.0, 0.03, 0.1)  # sizes of the random numbers on a table; on what it tells the network three times that
 SHAKE = 0.3  # on the params of an EPD student
+SHAKES = (0.1, 0.2, 0.4)  # on the end of a first restart; on what it tells the network and its times the same
+EVERY = 3
 FIRST = 128  # samples of a step of the first descent, and held-out samples; the others take all
 ROUNDS, ENOUGH = 6, 0.003
 HOPELESS = 1.2  # end of a first descent, as a multiple of the best of other restarts, after which no other follows
@@ -142,7 +147,9 @@ class Ground:
         sizes = {"train_samples": own.train_samples, "validation_samples": own.validation_samples}
         targets = {"reference": reference, "cache": own.cache, **sizes}
         guidance = GUIDANCE.get(bench.name, 1.0)
-        done = distill(bench.teacher, dict(solver), nfe, guidance, targets=targets, seed=seed, progress=False)
+        done = distill(
+            bench.teacher, dict(solver), nfe, guidance, targets=targets, seed=seed, device="cpu", progress=False
+        )
         return Start(f"fitted {solver['name']}", done.family, done.params, done.evaluations)
 
 
@@ -157,10 +164,11 @@ def begin(ground: Ground, cell: Cell, number: int) -> Start:
         return freed(ground.distilled({"name": SEQUENTIAL_WINNERS[number]}, cell.wanted, 0))
     if number == 0:
         return ground.distilled({"name": cell.family, **epd_options(cell), "nfe": None, "depth": cell.wanted}, None, 0)
+    draw = shaken_end if number % EVERY == EVERY - 1 else random_table if free else random_points
     for attempt in range(ATTEMPTS):
         dice = random.Random(f"{cell} {number} {attempt}")
         try:
-            start = (random_table if free else random_points)(ground, cell, dice)
+            start = draw(ground, cell, dice)
         except ValueError:  # a grid that cannot be built
             continue
         if ground.error(start, SEARCHED) < float("inf"):
@@ -210,6 +218,18 @@ def random_points(ground: Ground, cell: Cell, dice: random.Random) -> Start:
             params = search_points(family, ground.bench.denoiser, ground.solved(family), params, search, meter)
     push = dice.choice((0.0, SHAKE))
     return Start(f"{label}, push {push}", family, shaken(params, {}, push, dice), meter.evaluations)
+
+
+def shaken_end(ground: Ground, cell: Cell, dice: random.Random) -> Start:
+    """The end of one of the first restarts with random numbers on all of its params."""
+    number, push = dice.randrange(len(SEQUENTIAL_WINNERS) if cell.family == Table.name else 1), dice.choice(SHAKES)
+    file = read_solver(solver_file(ground.bench.folder, cell, number))
+    return Start(f"restart {number}, push {push}", rebuild(file.family), shaken(file.params, {}, push, dice), 0)
+
+
+def solver_file(folder: Path, cell: Cell, number: int) -> Path:
+    """Where the solver of a restart is kept."""
+    return folder / "floor" / f"{cell.teacher}-{cell.family}-{cell.cost}{cell.wanted}-{number:02}.json"
 
 
 def random_rule(bench: Bench, dice: random.Random) -> tuple[str, Grid]:
