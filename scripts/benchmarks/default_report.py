@@ -24,9 +24,9 @@ from .default import AUTO, CLASSICALS, EPD, Asked, Line
 from .default_figure import draw
 from .exact import SOLVES
 from .floor import Restart
+from .ground import Cell
 from .kept import Kept
 from .machine import describe
-from .restarts import Cell
 from .teachers import GUIDANCE, TEACHERS
 
 NEAR = 0.02  # of the floor: a restart that ends within it found the floor again

@@ -21,8 +21,9 @@ import torch
 from solverdistill.programs.solver_file import save_solver
 
 from .exact import Bench
+from .ground import SAMPLES, Cell, Ground
 from .kept import Kept
-from .restarts import SAMPLES, Cell, Ground, begin, descend, solver_file
+from .restarts import begin, descend, solver_file
 from .teachers import TEACHERS, parse_weights
 
 

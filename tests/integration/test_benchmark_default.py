@@ -16,8 +16,8 @@ from scripts.benchmarks import default, default_report, exact, floor, published,
 from scripts.benchmarks.default import AUTO, CLASSICALS, Asked, Line
 from scripts.benchmarks.exact import Bench, Solve
 from scripts.benchmarks.floor import Restart
+from scripts.benchmarks.ground import SAMPLES, Cell, Ground, Samples
 from scripts.benchmarks.kept import Kept
-from scripts.benchmarks.restarts import Cell, Ground, Samples
 from scripts.benchmarks.teachers import load, parse_weights
 from solverdistill.training.configuration import Run
 
@@ -30,12 +30,12 @@ RESTART = Restart("digits", "table", "nfe", 4, 0, 4, "fitted gas", 0.02, 0.019, 
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small sizes, and the threads of the suite."""
     monkeypatch.setitem(exact.SOLVES, "digits", Solve(6, "polynomial", 20))
-    monkeypatch.setitem(restarts.SAMPLES, "digits", Samples(12, 6, 12))
+    monkeypatch.setitem(SAMPLES, "digits", Samples(12, 6, 12))
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
 
 
 def ground_in(folder: Path) -> Ground:
-    return Ground(Bench.of("digits", {}, folder), restarts.SAMPLES["digits"])
+    return Ground(Bench.of("digits", {}, folder), SAMPLES["digits"])
 
 
 def never(*arguments: Any, **options: Any) -> Any:
