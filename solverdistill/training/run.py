@@ -179,6 +179,8 @@ def student_of_checkpoint(path: str, students: Sequence[Student]) -> Student:
             if family.depth == own.depth:
                 return student.rebuilt(family)
     family = families.rebuild(stored, students[0].family)
+    if len(students) > 1 and isinstance(family, Parallel) and family.depth == students[0].family.depth:
+        return Student.of(family)  # points beside the evaluations of one of them
     these = " or ".join(f"{student.family.name} with nfe {student.family.nfe}" for student in students)
     raise ValueError(
         f"the checkpoint {path} holds {stored['name']} with nfe {family.nfe}, and this run is of {these}; name the "

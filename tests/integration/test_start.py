@@ -22,7 +22,7 @@ from solverdistill.programs.playing import sample
 from solverdistill.programs.solver_file import save_solver
 from solverdistill.teachers.mixture import toy_mixture
 from solverdistill.training.config_files import find_configs
-from solverdistill.training.run import family_of_checkpoint, train
+from solverdistill.training.run import student_of_checkpoint, train
 from solverdistill.training.starting import asked_for, read_start
 from solverdistill.zoo import names
 
@@ -157,17 +157,17 @@ def test_a_run_goes_on_from_no_checkpoint_of_another_solver(tmp_path: Path) -> N
         torch.save({"family": build(name, *cost.values(), rule).hyperparameters()}, path)
 
     stored("gas", nfe=4)
-    assert family_of_checkpoint(str(path), asked) == asked.family
+    assert student_of_checkpoint(str(path), (asked,)).family == asked.family
     for name, nfe in (("gas", 5), ("epd", 6)):
         stored(name, nfe=nfe)
         with pytest.raises(ValueError, match=f"last.ckpt holds {name} with nfe {nfe}, and this run is of gas with nfe"):
-            family_of_checkpoint(str(path), asked)
+            student_of_checkpoint(str(path), (asked,))
     points = Student.build("parallel", 3, rule, "edm", {}, "depth")
     stored("corrected", depth=3)  # the sequential solver that won over all placements
-    assert family_of_checkpoint(str(path), points).name == "corrected"
+    assert student_of_checkpoint(str(path), (points,)).family.name == "corrected"
     stored("corrected", depth=4)
     with pytest.raises(ValueError, match="holds corrected with nfe 4, and this run is of parallel with nfe 6"):
-        family_of_checkpoint(str(path), points)
+        student_of_checkpoint(str(path), (points,))
 
 
 def test_a_comparison_names_the_solver_that_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

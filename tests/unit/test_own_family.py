@@ -19,7 +19,7 @@ from solverdistill.programs.program import SolverProgram
 from solverdistill.references.batch import Batch
 from solverdistill.references.solving import Reference
 from solverdistill.teachers.mixture import toy_mixture
-from solverdistill.training.run import family_of_checkpoint
+from solverdistill.training.run import student_of_checkpoint
 
 GRID = Grid("polynomial", steps=3)
 MODULE = '''
@@ -160,6 +160,6 @@ def test_a_resumed_run_makes_the_family_of_its_configuration_and_no_other(folder
     own = Student.build("own_solvers.Damped", 3, GRID, "edm", {})
     moved = own.elsewhere(Grid("quadratic"), {"limit": 0.5}).family
     torch.save({"family": moved.hyperparameters()}, folder / "last.ckpt")
-    assert family_of_checkpoint(str(folder / "last.ckpt"), own) == moved
+    assert student_of_checkpoint(str(folder / "last.ckpt"), (own,)).family == moved
     with pytest.raises(ValueError, match="training goes on with solver.name set to that family"):
-        family_of_checkpoint(str(folder / "last.ckpt"), Student.build("dss", 3, GRID, "edm", {}))
+        student_of_checkpoint(str(folder / "last.ckpt"), (Student.build("dss", 3, GRID, "edm", {}),))
