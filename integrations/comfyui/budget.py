@@ -1,0 +1,29 @@
+"""What a number of evaluations is spent on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STEPS = 20  # of the reference solver
+
+
+def settings_of(budget: int, nfe: int) -> dict[str, Any]:
+    """Settings of `distill` that take about `budget` evaluations and no derivative of the network.
+
+    Args:
+        budget: Evaluations of the network.
+        nfe: Evaluations per sample of the solver.
+    """
+    solved = max(8, budget // 4 // STEPS)
+    held_out = max(2, solved // 4)
+    train = solved - held_out
+    targets = {
+        "reference": {"solver": "ipndm", "steps": STEPS, "grid": "polynomial"},
+        "train_samples": train,
+        "validation_samples": held_out,
+        "cache": None,
+        "chunk": min(8, held_out),
+    }
+    small = budget < 500 * nfe
+    race = {"first": 2, "survivors": 2 if small else 4, "gits": not small}
+    return {"solver": "corrected", "targets": targets, "fit": {"race": race, "least_squares": {"samples": train}}}
