@@ -38,6 +38,8 @@ class Input:
             told["default"] = self.default
         if self.limits is not None:
             told.update(zip(("min", "max", "step"), self.limits, strict=True))
+        if self.kind == "INT":
+            told["control_after_generate"] = False  # else a seed changes with every run, and what it made is made anew
         return told
 
 
