@@ -8,6 +8,7 @@ from typing import Any
 import comfy.samplers  # pyright: ignore[reportMissingImports]
 
 from solverdistill.consumers.kdiffusion import kind_of_sigmas, sample_learned
+from solverdistill.consumers.state_scales import Scale
 from solverdistill.programs.solver_file import SolverFile
 
 from .checks import check_model, remarks
@@ -34,6 +35,14 @@ class LearnedSampler(comfy.samplers.KSAMPLER):
         for remark in remarks(self.solver, model.model_sampling, guidance_of(model_wrap), channels_of(model)):
             say(remark)
         return super().sample(model_wrap, sigmas, *args, **kwargs)
+
+    def max_denoise(self, model_wrap: Any, sigmas: Any) -> bool:
+        """Whether the first state is noise of size hypot(1, sigma) in place of sigma, as the solver was fitted to it.
+
+        ComfyUI asks, and takes the larger one for its own samplers wherever they begin at the MODEL's highest sigma.
+        """
+        program, scale = Scale.matching(self.solver, sigmas)
+        return program is self.solver.program and scale.start.noise**2 - float(sigmas[0]) ** 2 > 0.5
 
 
 def guidance_of(guider: Any) -> float | None:

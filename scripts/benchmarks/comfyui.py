@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solverdistill import Grid, families, sample, save_solver
+from solverdistill import Grid, families, load_solver, sample, save_solver
 from solverdistill.programs.restarting import restarted
 
 PACKAGE = Path(__file__).parents[2] / "integrations" / "comfyui"
@@ -174,9 +174,12 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def denoiser_of(comfy: Comfy, kind: str, cfg: float) -> Callable[..., Tensor]:
-    """The guided MODEL without ComfyUI's samplers and guiders: from the network's wrapper alone."""
+def denoiser_of(comfy: Comfy, kind: str, cfg: float, lora: bool = False) -> Callable[..., Tensor]:
+    """The guided MODEL without ComfyUI's samplers, guiders and patches: from the network's wrapper alone."""
     model = comfy.tiny.make_model(kind).model
+    if lora:
+        weight = model.diffusion_model.conv.weight
+        weight.data = weight + comfy.tiny.change_of(weight)
     positive, negative = (comfy.tiny.embed(text) for text in ("a cat", ""))
 
     def denoise(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -223,6 +226,10 @@ def check_masks(comfy: Comfy) -> Iterator[tuple[str, float, float]]:
             yield f"mask {kind} {name}", relative(found["out"][..., :4], found["picture"][..., :4]), 1e-6
             if float((found["out"] - found["picture"])[..., 4:].abs().max()) < 1e-2:
                 raise SystemExit(f"{kind} {name}: the part to be made anew was kept too")
+        graph["soft"] = node("DifferentialDiffusion", model=["model", 0])
+        graph["sample"]["inputs"]["model"] = ["soft", 0]
+        found = comfy.run(graph)
+        yield f"mask {kind} bns, differential", relative(found["out"][..., :4], found["picture"][..., :4]), 1e-6
         graph = graph_of(kind, f"{kind}-epd.json", latent)
         graph["solver"] = node("KSamplerSelect", sampler_name="euler")
         graph["steps"] = node("BasicScheduler", model=["model", 0], scheduler="simple", steps=6, denoise=1.0)
@@ -266,6 +273,10 @@ def check_distilling(comfy: Comfy) -> Iterator[tuple[str, float, float]]:
         second["solver"]["inputs"].update(parallel="auto", denoise=1.0, for_model=["lora", 0])
         second.update(sampled(["solver", 0], ["solver", 1], GUIDANCE, "lora"))
         yield f"distil and replay {kind}", relative(comfy.run(second)["out"], found), 1e-5
+        program = load_solver(comfy.solvers / f"mine-{kind}_00001.json")
+        alone = sample(program, denoiser_of(comfy, kind, GUIDANCE, lora=True), noise_like(found))
+        alone = comfy.tiny.make_model(kind).model.process_latent_out(alone / float(program.level[-1, 0]))
+        yield f"distilled {kind}, without ComfyUI", relative(found, alone), 1e-5
         errors = {}
         exact = native(comfy, base, "heun", 200)
         for name in ("euler", "dpmpp_2m"):

@@ -67,6 +67,11 @@ def embed(text: str) -> Tensor:
     return torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(zlib.crc32(text.encode())))
 
 
+def change_of(weight: Tensor) -> Tensor:
+    """What `Lora` adds to a weight."""
+    return 0.2 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(9))
+
+
 class Checkpoint:
     """CheckpointLoaderSimple; the name is one of `FORMATS`, any other is an eps model."""
 
@@ -103,10 +108,9 @@ class Lora:
         return {"required": {"model": ("MODEL",), "strength": ("FLOAT", {"default": 1.0})}}
 
     def load(self, model: Any, strength: float) -> tuple[Any]:
-        key, patched = "diffusion_model.conv.weight", model.clone()
-        shape = patched.model.state_dict()[key].shape
-        change = 0.2 * torch.randn(shape, generator=torch.Generator().manual_seed(9))
-        patched.add_patches({key: ("diff", (change,))}, strength)
+        patched = model.clone()
+        weight = patched.model.diffusion_model.conv.weight
+        patched.add_patches({"diffusion_model.conv.weight": ("diff", (change_of(weight),))}, strength)
         return (patched,)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import solverdistill
 from solverdistill import Grid, families, read_solver, sample, save_solver
 from solverdistill.consumers.kdiffusion import sigmas_of
 from solverdistill.programs.restarting import restarted
@@ -68,8 +69,7 @@ def test_the_node_plays_the_file(node: Any, path: str, parallel: str, tmp_path: 
     model, noise, previews = ModelPatcher(path == "flow"), draw(), []
     out = sample_custom(sampler, sigmas, noise, model=model, callback=lambda *step: previews.append(step))
     factor = float(program.level[-1, 0])  # ComfyUI gives images in the scale of the data
-    scale = math.sqrt(1 + 80.0**2) / 80.0 if path == "edm" else 1.0
-    expected = sample(program, toy_mixture(), noise * scale) / factor
+    expected = sample(program, toy_mixture(), noise) / factor
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
     assert model.model.batches == ([3] * program.nfe if parallel == "one after the other" else [3, 6] * 3)
     assert [(i, total) for i, _, _, total in previews] == [(0, 3), (1, 3), (2, 3)]
@@ -98,7 +98,7 @@ def test_a_half_kept_picture_is_half_of_it(node: Any, tmp_path: Path) -> None:
     model.model.apply = lambda x, sigma: seen.append(torch.tanh(x / (1 + sigma[:, None]))) or seen[-1]  # type: ignore
     noise = draw()
     out = sample_custom(sampler, sigmas, noise, latent, mask, model)
-    first = (noise * math.sqrt(1 + 80.0**2) + latent) / 80.0
+    first = noise + latent / 80.0
     free = first * float(program.A[-1, 0]) + sum(float(b) * d for b, d in zip(program.B[-1], seen, strict=True))
     torch.testing.assert_close(out, (0.5 * free + 0.5 * latent).clone(), rtol=1e-5, atol=1e-5)
 
@@ -137,6 +137,19 @@ def test_an_image_goes_on_from_the_middle(node: Any, path: str, tmp_path: Path) 
         expected = sample(restarted(program, k), toy_mixture(), state) / float(program.level[-1, 0])
         torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
     assert len(load(node, file, denoise=1.0)[1]) == 4
+
+
+def test_the_first_state_is_the_one_of_the_fit_wherever_it_begins(node: Any, tmp_path: Path) -> None:
+    """A solver on a variance-preserving path begins at unit noise, which is not sigma times noise in ComfyUI's scale."""
+    family = families.build("dpmpp", Grid("time_uniform", steps=3, start=0.7, end=0.01), "vp")
+    program = family.program().detach()
+    save_solver(tmp_path / "low.json", program, family.hyperparameters(), {}, {"teacher": {"prediction": "eps"}})
+    sampler, sigmas, _ = load(node, "low.json")
+    noise = draw()
+    out = sample_custom(sampler, sigmas, noise)
+    expected = sample(program, toy_mixture(), noise) / float(program.level[-1, 0])
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+    assert float(sigmas[0]) < 20
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -288,11 +301,9 @@ def test_a_distilled_solver_is_saved_and_played_again(nodes: dict[str, Any], flo
         guider.set_cfg(2.0)
         outs.append(guider.sample(noise, torch.zeros(2, 6), one, sigmas, None, None, True, 7))
     torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=0)
-    offset = 0.1 * 2.0 * 0.5
-    program = stored.program
-    exact = sample(program, lambda x, a, s: toy_mixture()(x, a, s) + offset, noise) / float(program.level[-1, 0])
-    if flow:
-        torch.testing.assert_close(outs[0], exact.to(outs[0]), rtol=1e-4, atol=1e-4)
+    program, guided = stored.program, 0.1 * 2.0 * 0.5
+    exact = sample(program, lambda x, a, s: toy_mixture()(x, a, s) + guided, noise) / float(program.level[-1, 0])
+    torch.testing.assert_close(outs[0], exact.to(outs[0]), rtol=1e-4, atol=1e-4)
     assert distil(nodes["DistilSolver"], model)[2] == "mine_00002.json"
 
 
@@ -341,6 +352,40 @@ def test_both_interfaces_declare_the_same(monkeypatch: pytest.MonkeyPatch, tmp_p
     sigmas = loader.execute(file=file, model="from file", parallel="auto")[1]
     torch.testing.assert_close(sigmas, sigmas_of(read_solver(tmp_path / file)))
     assert loader.validate_inputs(file=file) is True and loader.fingerprint_inputs(file=file, model="flow")
+
+
+def test_the_metadata_is_that_of_the_package() -> None:
+    facts = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))
+    project, registry = facts["project"], facts["tool"]["comfy"]
+    assert project["version"] == solverdistill.__version__
+    assert (PACKAGE / "requirements.txt").read_text(encoding="utf-8").split() == project["dependencies"]
+    assert registry["PublisherId"] and registry["Icon"].endswith("integrations/comfyui/icon.svg")
+    assert 'width="400" height="400"' in (PACKAGE / "icon.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE / "example_workflows").glob("*.json")), ids=lambda file: file.stem)
+def test_an_example_workflow_fits_the_nodes(nodes: dict[str, Any], file: Path) -> None:
+    """The nodes of this folder; `scripts/benchmarks/comfyui.py` runs the whole graphs in a real ComfyUI."""
+    workflow = json.loads(file.read_text(encoding="utf-8"))
+    ids = {one["id"]: one for one in workflow["nodes"]}
+    for _, source, slot, target, place, kind in workflow["links"]:
+        assert ids[source]["outputs"][slot]["type"] == ids[target]["inputs"][place]["type"] == kind
+    own = [one for one in workflow["nodes"] if one["type"] in nodes]
+    assert own and file.with_suffix(".jpg").read_bytes()[:2] == b"\xff\xd8"
+    for one in own:
+        groups = nodes[one["type"]].INPUT_TYPES()
+        declared = {**groups["required"], **groups.get("optional", {})}
+        slots = {name for name, (kind, _) in declared.items() if kind in ("MODEL", "CONDITIONING", "LATENT")}
+        assert {slot["name"] for slot in one["inputs"]} == slots
+        widgets = [(name, *entry) for name, entry in declared.items() if name not in slots]
+        assert len(one["widgets_values"]) == len(widgets)
+        for value, (_, kind, options) in zip(one["widgets_values"], widgets, strict=True):
+            if isinstance(kind, list):
+                assert value in kind
+            else:
+                assert isinstance(value, {"INT": int, "FLOAT": (int, float), "STRING": str}[kind])
+                assert options.get("min", value) <= value <= options.get("max", value)
+        assert [output["type"] for output in one["outputs"]] == list(nodes[one["type"]].RETURN_TYPES)
 
 
 def test_playing_needs_the_core_alone(tmp_path: Path) -> None:
