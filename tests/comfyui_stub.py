@@ -21,6 +21,7 @@ from solverdistill.teachers.mixture import toy_mixture
 
 PACKAGE = Path(__file__).parents[1] / "integrations" / "comfyui"
 NAME = "custom_nodes_solverdistill"
+WATCHES_GRADIENTS = True  # a call outside of inference mode is a mistake, as it is for ComfyUI's own samplers
 
 
 class Eps:
@@ -146,7 +147,7 @@ def process_conds(
 def sampling_function(
     model: Any, x: Tensor, timestep: Tensor, uncond: Any, cond: Any, cond_scale: float, model_options: Any, seed: Any
 ) -> Tensor:
-    assert torch.is_inference_mode_enabled() or not torch.is_grad_enabled()
+    assert torch.is_inference_mode_enabled() or not WATCHES_GRADIENTS
     found = model.apply(x, timestep)
     if cond is None:
         return found
@@ -286,7 +287,7 @@ def make_interface() -> dict[str, Any]:
         pass
 
     kind = SimpleNamespace(Input=Slot, Output=Slot)
-    names = ("Model", "Conditioning", "Latent", "Sampler", "Sigmas", "String", "Int", "Float", "Combo")
+    names = ("Model", "Conditioning", "Latent", "Sampler", "Sigmas", "String", "Int", "Float", "Boolean", "Combo")
     io = SimpleNamespace(**{name: kind for name in names}, Schema=Schema)
     io.NodeOutput, io.ComfyNode = lambda *results: results, object
     return {"io": io, "ComfyExtension": object}

@@ -7,12 +7,14 @@ from typing import Any
 STEPS = 20  # of the reference solver
 
 
-def settings_of(budget: int, nfe: int) -> dict[str, Any]:
-    """Settings of `distill` that take about `budget` evaluations and no derivative of the network.
+def settings_of(budget: int, nfe: int, batch: int, gradients: bool) -> dict[str, Any]:
+    """Settings of `distill` that take about `budget` evaluations.
 
     Args:
         budget: Evaluations of the network.
         nfe: Evaluations per sample of the solver.
+        batch: Samples whose network graphs are in memory at once.
+        gradients: Whether the fit may take derivatives of the network.
     """
     solved = max(8, budget // 4 // STEPS)
     held_out = max(2, solved // 4)
@@ -26,4 +28,8 @@ def settings_of(budget: int, nfe: int) -> dict[str, Any]:
     }
     small = budget < 500 * nfe
     race = {"first": 2, "survivors": 2 if small else 4, "gits": not small}
-    return {"solver": "corrected", "targets": targets, "fit": {"race": race, "least_squares": {"samples": train}}}
+    fit: dict[str, Any] = {"race": race, "least_squares": {"samples": train}}
+    if gradients:
+        sizes = {"samples": train, "batch_size": min(batch, train), "checkpointing": True}
+        fit["gauss_newton"] = {**sizes, "evaluations": budget // 2}
+    return {"solver": "corrected", "targets": targets, "fit": fit}

@@ -18,7 +18,7 @@ from solverdistill.programs.solver_file import SolverFile
 
 KINDS = {"edm": "an eps or v model", "flow": "a flow model"}
 PROBE = 0.25  # a noise level at which the two kinds differ
-SLACK = 1.25  # of the highest sigma, since solvers with times of their own are told levels slightly outside of the trained ones
+SLACK = 1.25  # of the highest sigma: solvers with times of their own may be told levels slightly beyond it
 
 
 def states_of(sampling: Any) -> str | None:
@@ -120,7 +120,7 @@ def remarks(solver: SolverFile, sampling: Any, guidance: float | None, channels:
     if shape and channels is not None and shape[0] != channels:
         yield f"this solver was fitted to samples of {shape[0]} channels, which have {channels} here"
     trained, most = trained_up_to(facts), float(sampling.sigma_max)
-    if trained is not None and states_of(sampling) == "edm" and not 1 / SLACK < trained / most < SLACK:
+    if trained is not None and states_of(sampling) == "edm" and not 0.95 < trained / most < 1.05:
         yield f"this solver was fitted to a model with noise up to sigma {trained:.4g}, which goes to {most:.4g} here"
 
 

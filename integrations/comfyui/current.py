@@ -18,6 +18,7 @@ TYPES = {
     "STRING": io.String,
     "INT": io.Int,
     "FLOAT": io.Float,
+    "BOOLEAN": io.Boolean,
     "COMBO": io.Combo,
 }
 

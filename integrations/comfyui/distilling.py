@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ from solverdistill.consumers.kdiffusion import sigmas_of
 from solverdistill.programs.solver_file import read_solver
 
 from .budget import settings_of
+from .gradients import differentiable
 from .loading import FOLDER, describe
 from .playing import LearnedSampler, guidance_of
 from .teacher import ModelTeacher, PromptGuider
 
-MISSING = "distilling needs more than playing does: pip install 'solverdistill[fit]' into ComfyUI's Python ({name} is missing)"
+MISSING = (
+    "distilling needs {name}, which this Python has not: pip install 'solverdistill[fit]' into it; playing a solver "
+    "needs nothing of it"
+)
 
 
 class Distilling(comfy.samplers.Sampler):
@@ -34,10 +39,13 @@ class Distilling(comfy.samplers.Sampler):
         prompts: Number of prompts of the guider.
         batch: Latents per call.
         budget: Evaluations that the progress bar ends at.
+        gradients: Whether derivatives of the network will be asked for.
     """
 
-    def __init__(self, fit: Callable[[ModelTeacher], Any], prompts: int, batch: int, budget: int) -> None:
-        self.fit, self.prompts, self.batch, self.budget = fit, prompts, batch, budget
+    def __init__(
+        self, fit: Callable[[ModelTeacher], Any], prompts: int, batch: int, budget: int, gradients: bool = False
+    ) -> None:
+        self.fit, self.prompts, self.batch, self.budget, self.gradients = fit, prompts, batch, budget, gradients
         self.done: Any = None
 
     def sample(
@@ -58,7 +66,8 @@ class Distilling(comfy.samplers.Sampler):
                 callback(evaluated - 1, denoised, denoised, max(evaluated, self.budget))
 
         facts = (model_wrap, extra_args, noise.shape[1:], self.prompts, self.batch)
-        with torch.inference_mode(False), torch.no_grad():
+        asked = model_wrap.inner_model, model_wrap.all_conds()
+        with torch.inference_mode(False), torch.no_grad(), differentiable(*asked) if self.gradients else nullcontext():
             done = self.fit(ModelTeacher(*facts, told, noise.device))
         self.done = replace(done, provenance={**done.provenance, "guidance": guidance_of(model_wrap)})
         return noise
@@ -75,6 +84,7 @@ def distil(
     seed: int,
     batch: int,
     save_as: str,
+    gradients: bool = False,
     positive_2: Any = None,
     positive_3: Any = None,
     positive_4: Any = None,
@@ -92,6 +102,7 @@ def distil(
         seed: Of noise and prompts.
         batch: Latents per call.
         save_as: Name of the file, without number and ending.
+        gradients: Take derivatives of the network too.
         positive_2, positive_3, positive_4: More prompts.
     Raises:
         ValueError: the MODEL cannot be a teacher, or a package is missing.
@@ -103,10 +114,10 @@ def distil(
     prompts = [prompt for prompt in (positive, positive_2, positive_3, positive_4) if prompt is not None]
 
     def fit(teacher: ModelTeacher) -> Any:
-        settings = settings_of(budget, nfe)
+        settings = settings_of(budget, nfe, batch, gradients)
         return distill(teacher, nfe=nfe, seed=seed, device=str(teacher.device), progress=False, **settings)
 
-    fitting = Distilling(fit, len(prompts), batch, budget)
+    fitting = Distilling(fit, len(prompts), batch, budget, gradients)
     guider = PromptGuider(model, prompts, negative, cfg)
     size = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
     blank = torch.zeros(batch, *size.shape[1:])

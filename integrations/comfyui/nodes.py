@@ -70,6 +70,13 @@ DISTIL = Node(
             "batch", "INT", "Images per call of the network; more are faster where memory allows", 1, limits=(1, 64, 1)
         ),
         Input("save_as", "STRING", "Name of the file in models/solvers; a number is added", "distilled"),
+        Input(
+            "gradients",
+            "BOOLEAN",
+            "Take derivatives of the network too: nearer to its images, for more memory; not every network can",
+            False,
+            optional=True,
+        ),
         *(Input(f"positive_{i}", "CONDITIONING", MORE, optional=True) for i in (2, 3, 4)),
     ),
     (

@@ -54,6 +54,11 @@ class PromptGuider(comfy.samplers.CFGGuider):
         both = conds["negative"], conds["positive"]
         return comfy.samplers.sampling_function(self.inner_model, x, timestep, *both, self.cfg, **options)
 
+    def all_conds(self) -> dict[str, list[Any]]:
+        """All prepared conditions, by names of no meaning."""
+        sets = enumerate([self.conds, *self.others])
+        return {f"{name} {i}": conds for i, pair in sets for name, conds in pair.items()}
+
 
 class ModelTeacher(Teacher):
     """A prepared MODEL as a denoiser, on the device and in the batches that ComfyUI can take.
@@ -88,25 +93,27 @@ class ModelTeacher(Teacher):
         self.flow, self.evaluated = prediction == "flow", 0
 
     def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
-        """The guided denoised images, without gradients."""
+        """The guided denoised images."""
         scale = alpha + sigma if self.flow else alpha
         states, sigmas = x / scale.view(-1, *[1] * (x.ndim - 1)), sigma / scale
         prompts = torch.zeros(len(x), dtype=torch.int64) if cond is None else cond.clamp(min=0).cpu()
-        result = torch.empty_like(x, dtype=torch.float32)
-        for prompt in prompts.unique().tolist():
-            for rows in (prompts == prompt).nonzero().flatten().split(self.batch):
-                where = rows.to(x.device)
-                result[where] = self._ask(prompt, states[where], sigmas[where]).to(result)
-        return result.to(x.dtype)
+        parts = [
+            (prompt, rows)
+            for prompt in prompts.unique().tolist()
+            for rows in (prompts == prompt).nonzero().flatten().split(self.batch)
+        ]
+        order = torch.cat([rows for _, rows in parts]).argsort().to(x.device)
+        found = [self._ask(prompt, states[rows.to(x.device)], sigmas[rows.to(x.device)]) for prompt, rows in parts]
+        return torch.cat(found).to(x)[order]
 
     def _ask(self, prompt: int, x: Tensor, sigma: Tensor) -> Tensor:
-        """One call, in inference mode as ComfyUI makes it; an ordinary tensor comes out."""
+        """One call; in inference mode, as ComfyUI makes it, where no gradients are wanted. The result can be kept."""
         self.guider.prompt = prompt
-        with torch.inference_mode():
+        with torch.inference_mode(not torch.is_grad_enabled()):
             found = self.guider(x.float().to(self.device), sigma.float().to(self.device), **self.extra_args)
-        found = found.clone()
+        found = found if torch.is_grad_enabled() else found.clone()
         self.evaluated += len(x)
-        self.told(self.evaluated, found)
+        self.told(self.evaluated, found.detach())
         return found
 
     def description(self) -> dict[str, Any]:

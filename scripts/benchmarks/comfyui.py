@@ -2,7 +2,7 @@
 
     python -m scripts.benchmarks.comfyui path/to/ComfyUI
 
-runs in a Python that has ComfyUI's requirements and this package with its `fit` extra. Every check is a graph that
+runs in a Python that has ComfyUI's requirements and this package. Every check is a graph that
 ComfyUI's own executor validates and runs, with ComfyUI's samplers, guiders and models (`comfyui_nodes`); models, input
 and output folders are temporary. Prints one line a check, and fails if one is missed. docs/comfyui.md keeps the output.
 """
@@ -59,7 +59,7 @@ class Comfy:
         logging.getLogger().handlers[:] = [Listener(self.said)]  # failures come as exceptions
 
     def load_nodes(self, classic: bool) -> str:
-        """Load integrations/comfyui as ComfyUI does, or as one without the current interface would; which one it was."""
+        """Load integrations/comfyui as ComfyUI does, or as one without the current interface; which one it was."""
         for name in [name for name in sys.modules if name.startswith(str(PACKAGE))]:
             del sys.modules[name]
         hidden = sys.modules.get("comfy_api.latest")
@@ -282,7 +282,11 @@ def check_distilling(comfy: Comfy) -> Iterator[tuple[str, float, float]]:
         for name in ("euler", "dpmpp_2m"):
             errors[name] = float((native(comfy, base, name, 5) - exact).square().mean().sqrt())
         own = float((found - exact).square().mean().sqrt())
-        yield f"distilled {kind}, error as a share of the best of {', '.join(errors)}", own / min(errors.values()), 1.0
+        best = ", ".join(errors)
+        yield f"distilled {kind}, error as a share of the best of {best}", own / min(errors.values()), 1.0
+        first["solver"]["inputs"]["gradients"] = True
+        steeper = float((comfy.run(first)["out"] - exact).square().mean().sqrt())
+        yield f"distilled {kind}, with gradients, as a share of without", steeper / own, 1.1
 
 
 def native(comfy: Comfy, base: Graph, name: str, steps: int) -> Tensor:

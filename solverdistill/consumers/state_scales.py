@@ -119,8 +119,8 @@ class Scale:
         raise ValueError(
             f"these sigmas are not the solver's: it was fitted to {len(expected) - 1} steps from {expected[0]:.6g} to "
             f"{expected[-1]:.6g} and plays these or its last ones, got {len(given) - 1} from "
-            f"{given[0] if given else math.nan:.6g}; take them from sigmas_of(solver), or from the SIGMAS output of the "
-            "node that loads it"
+            f"{given[0] if given else math.nan:.6g}; take them from sigmas_of(solver), or from the SIGMAS output of "
+            "the node that loads it"
         )
 
     def factor(self, alpha: float, sigma: float) -> float:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,7 +141,7 @@ def test_an_image_goes_on_from_the_middle(node: Any, path: str, tmp_path: Path) 
 
 
 def test_the_first_state_is_the_one_of_the_fit_wherever_it_begins(node: Any, tmp_path: Path) -> None:
-    """A solver on a variance-preserving path begins at unit noise, which is not sigma times noise in ComfyUI's scale."""
+    """One on a variance-preserving path begins at unit noise, which is not sigma times noise in ComfyUI's scale."""
     family = families.build("dpmpp", Grid("time_uniform", steps=3, start=0.7, end=0.01), "vp")
     program = family.program().detach()
     save_solver(tmp_path / "low.json", program, family.hyperparameters(), {}, {"teacher": {"prediction": "eps"}})
@@ -322,6 +323,33 @@ def test_every_prompt_takes_part_in_the_fit(nodes: dict[str, Any], monkeypatch: 
     assert set(shares) == {0.5, 3.0} and min(shares.values()) > 0.2
 
 
+def test_gradients_pass_through_what_was_made_in_inference_mode(nodes: dict[str, Any]) -> None:
+    differentiable = sys.modules[f"{stub.NAME}.gradients"].differentiable
+    with torch.inference_mode():
+        model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.BatchNorm1d(6)).eval().requires_grad_(False)
+        entry = SimpleNamespace(cond=torch.randn(2, 6))
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
+    x = torch.randn(2, 6, requires_grad=True)
+    with pytest.raises(RuntimeError, match="[Ii]nference tensors cannot be saved for backward"):
+        model(x * entry.cond)
+    with differentiable(model, {"positive 0": [{"model_conds": {"text": entry, "area": object()}}]}):
+        (model(x * entry.cond)).sum().backward()
+        assert model[0].weight.data_ptr() == own["0.weight"].data_ptr()
+    scale = model[1].weight / (model[1].running_var + model[1].eps).sqrt()
+    torch.testing.assert_close(x.grad, entry.cond * (scale @ model[0].weight))
+    assert all(value is own[name] for name, value in model.named_parameters())
+
+
+def test_a_solver_can_be_distilled_with_gradients(nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = ModelPatcher(True), []
+    apply = model.model.apply
+    monkeypatch.setattr(model.model, "modules", lambda: [], raising=False)
+    monkeypatch.setattr(stub, "WATCHES_GRADIENTS", False)
+    monkeypatch.setattr(model.model, "apply", lambda x, s: (asked.append(x.requires_grad), apply(x, s))[1])
+    about = distil(nodes["DistilSolver"], model, gradients=True, budget=600)[3]
+    assert any(asked) and not all(asked) and "RMSE" in about
+
+
 def test_a_name_stays_in_its_folder(nodes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="is no name of a file in solvers"):
         distil(nodes["DistilSolver"], ModelPatcher(True), save_as="../elsewhere")
@@ -383,19 +411,36 @@ def test_an_example_workflow_fits_the_nodes(nodes: dict[str, Any], file: Path) -
             if isinstance(kind, list):
                 assert value in kind
             else:
-                assert isinstance(value, {"INT": int, "FLOAT": (int, float), "STRING": str}[kind])
+                assert isinstance(value, {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}[kind])
                 assert options.get("min", value) <= value <= options.get("max", value)
         assert [output["type"] for output in one["outputs"]] == list(nodes[one["type"]].RETURN_TYPES)
 
 
-def test_playing_needs_the_core_alone(tmp_path: Path) -> None:
-    heavy = ("lightning", "hydra", "diffusers", "torchvision", "matplotlib", "rich", "safetensors", "transformers")
-    code = (
-        "import sys; from pathlib import Path; from tests.comfyui_stub import make_modules, PACKAGE; "
-        f"before = set(sys.modules); sys.modules.update(make_modules(Path({str(tmp_path)!r}), False)); "
-        "sys.path.insert(0, str(PACKAGE.parent)); import comfyui; "
-        f"print([m for m in {heavy!r} if m in set(sys.modules) - before])"
-    )
+def test_the_nodes_need_nothing_that_comfyui_does_not_bring(tmp_path: Path) -> None:
+    """Neither to be loaded nor to distil."""
+    code = f"""
+import sys
+from pathlib import Path
+
+HEAVY = "lightning hydra omegaconf torchmetrics sklearn matplotlib rich torchdiffeq diffusers wandb".split()
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HEAVY:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+from tests import comfyui_stub as stub
+for name in [name for name in sys.modules if name.partition(".")[0] in HEAVY]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Absent())
+sys.modules.update(stub.make_modules(Path({str(tmp_path)!r}), False))
+sys.path.insert(0, str(stub.PACKAGE.parent))
+import comfyui, torch
+node = comfyui.NODE_CLASS_MAPPINGS["DistilSolver"]()
+cond = [[torch.zeros(1, 2), dict()]]
+given = dict(model=stub.ModelPatcher(True), positive=cond, negative=cond, cfg=1.0, nfe=2, budget=200, seed=0)
+print(node.run(**given, latent_image=dict(samples=torch.zeros(1, 6)), batch=8, save_as="mine")[2])
+"""
     root = str(PACKAGE.parents[1])
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
-    assert result.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert result.stdout.strip() == "mine_00001.json", result.stderr
