@@ -16,7 +16,8 @@ def settings_of(budget: int, nfe: int, batch: int, gradients: bool) -> dict[str,
         batch: Samples whose network graphs are in memory at once.
         gradients: Whether the fit may take derivatives of the network.
     """
-    solved = max(8, budget // 4 // STEPS)
+    rest = budget // 2 if gradients else budget
+    solved = max(8, rest // 4 // STEPS)
     held_out = max(2, solved // 4)
     train = solved - held_out
     targets = {
@@ -26,7 +27,7 @@ def settings_of(budget: int, nfe: int, batch: int, gradients: bool) -> dict[str,
         "cache": None,
         "chunk": min(8, held_out),
     }
-    small = budget < 500 * nfe
+    small = rest < 500 * nfe
     race = {"first": 2, "survivors": 2 if small else 4, "gits": not small}
     fit: dict[str, Any] = {"race": race, "least_squares": {"samples": train}}
     if gradients:

@@ -42,7 +42,7 @@ class Comfy:
     """
 
     def __init__(self, checkout: Path, base: Path) -> None:
-        sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
+        sys.argv = ["main.py", "--cpu", "--preview-method", "latent2rgb", "--base-directory", str(base)]
         sys.path.insert(0, str(checkout))
         for folder in ("models/solvers", "input", "output", "temp", "user"):
             (base / folder).mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ from torch import Tensor
 import solverdistill
 from solverdistill import Grid, families, read_solver, sample, save_solver
 from solverdistill.consumers.kdiffusion import sigmas_of
+from solverdistill.consumers.network_schedule import NetworkSchedule
+from solverdistill.noise.paths import EDM, Discrete, Flow
 from solverdistill.programs.restarting import restarted
 from solverdistill.teachers.mixture import toy_mixture
 from tests import comfyui_stub as stub
@@ -348,6 +350,29 @@ def test_a_solver_can_be_distilled_with_gradients(nodes: dict[str, Any], monkeyp
     monkeypatch.setattr(model.model, "apply", lambda x, s: (asked.append(x.requires_grad), apply(x, s))[1])
     about = distil(nodes["DistilSolver"], model, gradients=True, budget=600)[3]
     assert any(asked) and not all(asked) and "RMSE" in about
+
+
+@pytest.mark.parametrize("known", [{}, {"beta_schedule": "linear", "beta_start": 0.001, "beta_end": 0.03}])
+def test_a_discrete_schedule_is_described_for_other_libraries(nodes: dict[str, Any], known: dict[str, Any]) -> None:
+    facts_of = sys.modules[f"{stub.NAME}.teacher"].facts_of
+    squares = torch.exp(2 * Discrete(**known).table[1])
+    ratios = ((1 - squares) / squares).sqrt().float()
+    members = {"sigmas": ratios, "sigma_min": ratios[0], "sigma_max": ratios[-1]}
+    kinds = type("ModelSamplingDiscrete", (), {}), type("V_PREDICTION", (stub.Eps,), {})
+    path, (start, end), prediction = facts_of(type("Sampling", kinds, members)())
+    assert prediction == "v" and start == 1.0 and (path == Discrete()) == (not known)
+    for ratio, s in ((ratios[-1], start), (ratios[0] / 5, end)):
+        level = path.level(s)
+        assert float(level.sigma / level.alpha) == pytest.approx(float(ratio), rel=1e-4)
+    teacher = {"prediction": prediction, "path": path.hyperparameters()}
+    assert NetworkSchedule.from_teacher(teacher).prediction == "v_prediction"
+
+
+def test_a_flow_schedule_keeps_its_shift(nodes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    facts_of = sys.modules[f"{stub.NAME}.teacher"].facts_of
+    monkeypatch.setattr(stub.Flow, "percent_to_sigma", lambda self, percent: float(Flow(3.0).sigma(1 - percent)))
+    assert facts_of(stub.Flow()) == (Flow(3.0), (1.0, 0.0), "flow")
+    assert facts_of(stub.Eps()) == (EDM(), (80.0, pytest.approx(0.002)), "denoised")
 
 
 def test_a_name_stays_in_its_folder(nodes: dict[str, Any]) -> None:
