@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from scripts.benchmarks.tiny.diffusion import DIFFUSION
 from scripts.benchmarks.tiny.images import IMAGES
 from scripts.benchmarks.tiny.making import Tiny
+from scripts.benchmarks.tiny.more_images import MORE_IMAGES
 from scripts.benchmarks.tiny.videos import VIDEOS
 
-TINY: dict[str, Callable[[], Tiny]] = dict(sorted({**IMAGES, **VIDEOS}.items()))
+TINY: dict[str, Callable[[], Tiny]] = dict(sorted({**IMAGES, **MORE_IMAGES, **VIDEOS, **DIFFUSION}.items()))
