@@ -245,7 +245,8 @@ def ltx_condition() -> Tiny:
     vae = _ltx_vae("AutoencoderKLLTXVideo")
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     call = masked_prompts() | square(64) | CLIP | {"image": image, "num_frames": 9}
-    return make("LTXConditionPipeline", call, transformer=made.pipe.transformer, vae=vae)
+    scheduler = flow_scheduler(shift=1.0)  # its pipeline tells the network times from before a shift
+    return make("LTXConditionPipeline", call, scheduler=scheduler, transformer=made.pipe.transformer, vae=vae)
 
 
 def _ltx_vae(kind: str, **options: Any) -> Any:
