@@ -13,6 +13,7 @@ from solverdistill.denoisers.base import Teacher
 from solverdistill.families.base import Family
 from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Fit
+from solverdistill.support.inference import replace_inference_weights
 from solverdistill.support.instantiate import instantiate
 from solverdistill.support.processes import pick_device
 from solverdistill.support.progress import TargetProgress
@@ -22,7 +23,7 @@ from solverdistill.training.configuration import Run
 from solverdistill.training.descent import refuse_unused
 from solverdistill.training.distilled import Distilled
 from solverdistill.training.exporting import make_provenance
-from solverdistill.training.isolation import own_randomness, quiet_lightning
+from solverdistill.training.isolation import own_surroundings
 from solverdistill.training.screen import Screen, say_costs, say_hello, say_spent
 from solverdistill.training.stages import Watcher, fit_all
 
@@ -65,7 +66,8 @@ def distill(
 
     A group of settings is a name as on the command line, or a mapping of settings that differ from the default ones.
     Nothing is written but the cache of reference trajectories (``targets={"cache": None}`` keeps them in memory), and
-    random generators, warning filters and logging are left as they were.
+    random generators, warning filters and logging are left as they were. Inside `torch.inference_mode()` it does the
+    same; weights of a live teacher that were made there are replaced by copies, through which gradients go.
 
     Args:
         teacher: A name of configs/model, or a live teacher: of `wrap`, `load_teacher`, or a class of your own.
@@ -93,13 +95,14 @@ def distill(
     live = teacher if isinstance(teacher, Teacher) else None
     student = Student.of(solver) if isinstance(solver, Family) else None
     shown = (sys.stdout.isatty() or "ipykernel" in sys.modules) if progress is None else progress
-    with quiet_lightning(), own_randomness(seed):
+    with own_surroundings(seed):
         run = Run.of(config, live, student, asked_of(solver, nfe, start))
         where = place_of(live) if device is None else pick_device(device)
         plan = run.plan(lambda settings: trainer_of(settings, where, shown))
         plan.check()
         if not run.descends:
             refuse_unused((name for name in ("objective", "optimizer") if groups[name] is not None), run.fits)
+        replace_inference_weights(run.denoiser)
         run.denoiser.to(where)
         if shown:
             say_hello(run)

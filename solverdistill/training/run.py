@@ -27,7 +27,7 @@ from solverdistill.training.configuration import Run
 from solverdistill.training.costs import Costs
 from solverdistill.training.descent import refuse_unused
 from solverdistill.training.exporting import export, make_provenance, write_reports
-from solverdistill.training.isolation import own_randomness, quiet_lightning
+from solverdistill.training.isolation import own_surroundings
 from solverdistill.training.launch import refuse_sweep_of_subprocesses, start_processes
 from solverdistill.training.recording import find_checkpoint, log_fit
 from solverdistill.training.screen import Screen, say_costs, say_hello, say_spent
@@ -48,7 +48,7 @@ def train(config: Mapping[str, Any] | DictConfig) -> dict[str, float]:
         ValueError, TypeError, FileNotFoundError: a setting cannot be used; the message says which and what would do.
     """
     settings: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    with quiet_lightning(), own_randomness(settings["seed"]):
+    with own_surroundings(settings["seed"]):
         return _train(settings)
 
 
