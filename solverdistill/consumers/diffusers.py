@@ -48,9 +48,15 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from torch import Tensor
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
-COMPATIBLE = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
+LEFT_OUT = ("EDMEulerScheduler", "DPMSolverSDEScheduler")
+COMPATIBLE = [scheduler.name for scheduler in KarrasDiffusionSchedulers if scheduler.name not in LEFT_OUT]
 COMPATIBLE += ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler"]
-COMPATIBLE += ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "HeliosScheduler", "SASolverScheduler"]
+COMPATIBLE += [
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "HeliosScheduler",
+    "SASolverScheduler",
+]
 
 
 class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
@@ -67,8 +73,8 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
         solver: One line about the solver, for people.
         use_flow_sigmas: True for flow networks: makes FLUX send no sigmas of its own.
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr,
-            snr_shift_scale, shift: The network's schedule in diffusers' words, so that other schedulers can be made from
-            this configuration.
+            snr_shift_scale, shift: The network's schedule in diffusers' words, so that other schedulers can be made
+            from this configuration.
         invert_sigmas: A flow network that is told 1 - sigma and predicts denoised minus noise.
     Raises:
         ValueError: the numbers are no solver, or an epsilon network would be asked at alpha = 0.

@@ -301,7 +301,17 @@ def test_the_module_needs_nothing_but_torch_and_diffusers() -> None:
     names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     parts = {name.split(".")[0] for name in names}
-    assert parts == {"__future__", "collections", "itertools", "math", "typing", "warnings", "weakref", "torch", "diffusers"}
+    assert parts == {
+        "__future__",
+        "collections",
+        "itertools",
+        "math",
+        "typing",
+        "warnings",
+        "weakref",
+        "torch",
+        "diffusers",
+    }
 
 
 def test_float16_states_do_not_drift() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scripts.benchmarks.tiny.making import (
+from .making import (
     LENGTH,
     WIDTH,
     Tiny,

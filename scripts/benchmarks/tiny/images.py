@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from scripts.benchmarks.tiny.making import (
+from .making import (
     LENGTH,
     WIDTH,
     Tiny,

@@ -7,6 +7,7 @@ asked for. Weights are seeded and none of them is zero by initialisation, so tha
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,9 +112,11 @@ def network(name: str, library: str = "diffusers", **options: Any) -> Any:
     kind = getattr(__import__(library), name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = kind(**options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            module = kind(**options)
         for weight in module.parameters():
-            if bool((weight == 0).all()):
+            if weight.numel() and bool((weight == 0).all()):
                 torch.nn.init.normal_(weight, std=0.05)
     return module.eval().requires_grad_(False)
 

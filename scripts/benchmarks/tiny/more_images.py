@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from scripts.benchmarks.tiny.images import HEADS, MMDIT
-from scripts.benchmarks.tiny.making import (
+from .images import HEADS, MMDIT
+from .making import (
     LENGTH,
     WIDTH,
     StandIn,

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from scripts.benchmarks.tiny.diffusion import DIFFUSION
-from scripts.benchmarks.tiny.images import IMAGES
-from scripts.benchmarks.tiny.making import Tiny
-from scripts.benchmarks.tiny.more_images import MORE_IMAGES
-from scripts.benchmarks.tiny.videos import VIDEOS
+from .diffusion import DIFFUSION
+from .images import IMAGES
+from .making import Tiny
+from .more_images import MORE_IMAGES
+from .videos import VIDEOS
 
 TINY: dict[str, Callable[[], Tiny]] = dict(sorted({**IMAGES, **MORE_IMAGES, **VIDEOS, **DIFFUSION}.items()))

@@ -5,8 +5,8 @@ The levels it took are read off it afterwards, the table of Euler's method on th
 table. Both must give the same latents, so that timesteps, signs, shifts and the start are those of the pipeline itself
 and not what this package believes of it.
 
-*`sample`*: the executor of this package runs in a thread and asks for denoised estimates; the pipeline, in its own loop,
-evaluates its guided network for it. So a table with parallel points and memory is compared with its definition.
+*`sample`*: the executor of this package runs in a thread and asks for denoised estimates; the pipeline, in its own
+loop, evaluates its guided network for it. So a table with parallel points and memory is compared with its definition.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import warnings
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from scripts.benchmarks.tiny.making import Tiny
 from solverdistill import Grid, families, sample
 from solverdistill.consumers.diffusers import LearnedSolverScheduler
 from solverdistill.consumers.diffusers_config import find_network, replaced_config, scheduler_config
 from solverdistill.programs.program import SolverProgram
+
+from .making import Tiny
 
 KNOWN = ("this solver starts from", "the solver asks for timestep", "this solver was fitted")
 
@@ -91,8 +91,8 @@ def learned_table(family: str, is_flow: bool, steps: int) -> SolverProgram:
 def first_order(scheduler: Any) -> Any:
     """A scheduler of the same class that steps as Euler's method (DDIM) does."""
     config, name = scheduler.config, type(scheduler).__name__
-    if name.startswith("UniPC"):  # rounds the times of a flow network to integers
-        return FlowMatchEulerDiscreteScheduler(shift=config.flow_shift)
+    if name.startswith("UniPC"):
+        return type(scheduler).from_config(config, solver_order=1, disable_corrector=list(range(100)))
     if name.startswith("DPMSolverMultistep"):
         return type(scheduler).from_config(config, solver_order=1, final_sigmas_type="zero")
     if name.startswith("Helios"):
