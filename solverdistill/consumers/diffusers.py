@@ -35,6 +35,7 @@ This file needs torch and diffusers alone and may be copied beside a saved `sche
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 import weakref
@@ -202,8 +203,8 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
         Args:
             num_inference_steps: Must be `nfe`; None takes it.
             device: Where `timesteps` go.
-            sigmas: A list must be the solver's own. An array or tensor is what a pipeline sends by itself and only
-                has to have `nfe` entries, as has the even division of [0, 1].
+            sigmas: A list must be the solver's own, lest it be a user's. An array, a tensor, and a list of a pipeline
+                whose call takes none is what the pipeline makes by itself and only has to have `nfe` entries.
             timesteps: As sigmas. Where a pipeline sends them, its flow network is told times from before the shift of
                 the scheduler that was replaced, as that scheduler would do.
             mu: A pipeline's dynamic shift; says how far those times are from the solver's noise levels.
@@ -215,9 +216,9 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
             if given is None:
                 continue
             values = [float(value) for value in given]
-            is_theirs = isinstance(given, (list, tuple)) and not _same(values, _even(values))
-            if is_theirs and not (_same(values, own) or _same(values, own[: self.nfe])):
-                raise ValueError(f"this solver brings its own noise levels along; call the pipeline without {name}")
+            is_list = isinstance(given, (list, tuple)) and not _same(values, _even(values))
+            if is_list and not (_same(values, own) or _same(values, own[: self.nfe])):
+                self._judge_list(name)
             num_inference_steps = self.nfe if _same(values, own) else len(values)
         if num_inference_steps not in (None, self.nfe):
             message = f"this solver makes {self.nfe} evaluations, not {num_inference_steps}"
@@ -238,6 +239,15 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
         network = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
         if not getattr(getattr(network, "config", None), "guidance_embeds", False):
             self.check_guidance(getattr(pipeline, "_guidance_scale", None))
+
+    def _judge_list(self, name: str) -> None:
+        """Take a list that the pipeline must have made by itself, refuse one that a user may have given."""
+        pipeline = self._pipeline() if self._pipeline is not None else None
+        takes = inspect.signature(type(pipeline).__call__).parameters if pipeline is not None else (name,)
+        if name in takes:
+            raise ValueError(f"this solver brings its own noise levels along; call the pipeline without {name}")
+        if "timesteps" in takes or "sigmas" in takes:
+            warnings.warn(f"this solver plays its own noise levels and not the {name} of the pipeline", stacklevel=3)
 
     def check_guidance(self, scale: float | None) -> None:
         """Warn where a guidance scale (1 and below: none) is not the one that the solver was fitted for."""
@@ -285,6 +295,8 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
                 Shape: (batch, tokens).
         """
         dtype = torch.promote_types(sample.dtype, torch.float32)
+        if self.config.get("variance_type") in ("learned", "learned_range"):
+            model_output = model_output[:, : sample.shape[1]]  # the rest is a variance, of no use to an ODE
         output, begins = model_output.to(dtype), self._step_index is None
         from_state = begins and self._starts_from_state(timestep)
         k = self._first_index(timestep) if self._step_index is None else self._step_index

@@ -24,6 +24,8 @@ from solverdistill.programs.program import SolverProgram
 from solverdistill.programs.solver_file import SolverFile, read_solver
 from solverdistill.teachers.own.integer_times import snap_program
 
+OWN_SCALE = ("StableDiffusionLatentUpscalePipeline",)  # undoes the preconditioning of Euler's method by itself
+
 
 def scheduler_config(solver: Any, target: Any = None, initial_noise: str = "unit") -> dict[str, Any]:
     """Arguments of `LearnedSolverScheduler` for a solver and a network.
@@ -43,6 +45,8 @@ def scheduler_config(solver: Any, target: Any = None, initial_noise: str = "unit
     file = as_solver_file(solver)
     teacher = file.provenance.get("teacher")
     teacher = teacher if isinstance(teacher, Mapping) else {}
+    if type(target).__name__ in OWN_SCALE:
+        raise ValueError(f"{type(target).__name__} computes with its scheduler's states; only that scheduler has them")
     network = find_network(target, teacher)
     timesteps, levels, rows = convert(snap_program(file.program, teacher), network)
     if teacher.get("discrete_times"):

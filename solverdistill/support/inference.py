@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ def replace_inference_weights(module: nn.Module) -> None:
     """
     copies: dict[int, Tensor] = {}
     for part in module.modules():
-        for store in (part._parameters, part._buffers):
+        stores: list[dict[str, Any]] = [part._parameters, part._buffers]
+        for store in stores:
             for name, value in store.items():
                 if value is None or not value.is_inference():
                     continue
