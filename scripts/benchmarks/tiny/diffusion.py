@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .making import (
+    HEADS,
     LENGTH,
     WIDTH,
     Tiny,
@@ -20,7 +21,6 @@ from .making import (
     text,
 )
 
-HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .making import (
+    HEADS,
     LENGTH,
     WIDTH,
     Tiny,
@@ -13,14 +14,10 @@ from .making import (
     mask,
     masked_prompts,
     network,
-    picture_vae,
     prompts,
     square,
     text,
 )
-
-HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
-MMDIT = HEADS | {"num_layers": 1, "num_single_layers": 1, "joint_attention_dim": WIDTH}
 
 
 def aura_flow() -> Tiny:
@@ -35,27 +32,6 @@ def aura_flow() -> Tiny:
         **HEADS,
     )
     return make("AuraFlowPipeline", masked_prompts() | square(64) | {"guidance_scale": 3.0}, transformer=transformer)
-
-
-def bria() -> Tiny:
-    transformer = network("BriaTransformer2DModel", in_channels=16, axes_dims_rope=(4, 4, 8), **MMDIT)
-    call = prompts() | square(64) | {"guidance_scale": 3.0}
-    return make("BriaPipeline", call, transformer=transformer, vae=picture_vae())
-
-
-def chroma() -> Tiny:
-    transformer = network(
-        "ChromaTransformer2DModel",
-        in_channels=16,
-        axes_dims_rope=(4, 4, 8),
-        approximator_num_channels=8,
-        approximator_hidden_dim=16,
-        approximator_layers=1,
-        **MMDIT,
-    )
-    call = prompts() | square(64) | {"guidance_scale": 3.0}
-    call |= {"prompt_attention_mask": mask().float(), "negative_prompt_attention_mask": mask().float()}
-    return make("ChromaPipeline", call, transformer=transformer)
 
 
 def cogview4() -> Tiny:
@@ -73,62 +49,6 @@ def cogview4() -> Tiny:
     scheduler = flow_scheduler(base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear")
     call = prompts(16, WIDTH) | square(64) | {"guidance_scale": 3.0, "original_size": (64, 64)}
     return make("CogView4Pipeline", call, scheduler=scheduler, transformer=transformer)
-
-
-def flux() -> Tiny:
-    transformer = network(
-        "FluxTransformer2DModel",
-        in_channels=16,
-        pooled_projection_dim=WIDTH,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 4, 8),
-        **MMDIT,
-    )
-    call = {"prompt_embeds": text(), "pooled_prompt_embeds": text(WIDTH), "guidance_scale": 3.5} | square(64)
-    scheduler = flow_scheduler(use_dynamic_shifting=True)
-    return make("FluxPipeline", call, scheduler=scheduler, transformer=transformer)
-
-
-def flux_true_guidance() -> Tiny:
-    made = flux()
-    negative = {"negative_prompt_embeds": text(seed=8), "negative_pooled_prompt_embeds": text(WIDTH, seed=8)}
-    made.arguments.update(negative | {"true_cfg_scale": 2.0})
-    return Tiny(made.pipe, made.arguments, count=made.count, guidance="true_cfg_scale")
-
-
-def flux2() -> Tiny:
-    call = {"prompt_embeds": text(), "guidance_scale": 4.0} | square(64)
-    return make("Flux2Pipeline", call, scheduler=_dynamic(), transformer=_flux2_network(True), vae=_flux2_vae())
-
-
-def flux2_klein() -> Tiny:
-    call = prompts() | {"guidance_scale": 4.0} | square(64)
-    return make("Flux2KleinPipeline", call, scheduler=_dynamic(), transformer=_flux2_network(False), vae=_flux2_vae())
-
-
-def _dynamic() -> object:
-    return flow_scheduler(use_dynamic_shifting=True)
-
-
-def _flux2_network(guidance_embeds: bool) -> object:
-    return network(
-        "Flux2Transformer2DModel",
-        in_channels=16,
-        timestep_guidance_channels=16,
-        axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=guidance_embeds,
-        **MMDIT,
-    )
-
-
-def _flux2_vae() -> object:
-    return network(
-        "AutoencoderKLFlux2",
-        block_out_channels=(4, 4, 4, 4),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=2,
-    )
 
 
 def hidream() -> Tiny:
@@ -184,29 +104,6 @@ def hunyuan_image() -> Tiny:
     return make("HunyuanImagePipeline", call | square(256), transformer=transformer, **guiders)
 
 
-def krea2() -> Tiny:
-    transformer = network(
-        "Krea2Transformer2DModel",
-        in_channels=16,
-        num_layers=1,
-        num_key_value_heads=1,
-        intermediate_size=16,
-        timestep_embed_dim=8,
-        text_hidden_dim=WIDTH,
-        num_text_layers=2,
-        text_num_attention_heads=2,
-        text_num_key_value_heads=1,
-        text_intermediate_size=16,
-        num_layerwise_text_blocks=1,
-        num_refiner_text_blocks=1,
-        axes_dims_rope=(4, 4, 8),
-        **HEADS,
-    )
-    call = {"prompt_embeds": text(LENGTH, 2, WIDTH), "negative_prompt_embeds": text(LENGTH, 2, WIDTH, seed=8)}
-    call |= {"prompt_embeds_mask": mask().bool(), "negative_prompt_embeds_mask": mask().bool(), "guidance_scale": 3.0}
-    return make("Krea2Pipeline", call | square(64), scheduler=_dynamic(), transformer=transformer)
-
-
 def lumina2() -> Tiny:
     transformer = network(
         "Lumina2Transformer2DModel",
@@ -241,14 +138,6 @@ def lumina() -> Tiny:
     return make("LuminaPipeline", masked_prompts() | square(64) | {"guidance_scale": 3.0}, transformer=transformer)
 
 
-def ovis() -> Tiny:
-    transformer = network(
-        "OvisImageTransformer2DModel", in_channels=16, out_channels=16, axes_dims_rope=(4, 4, 8), **MMDIT
-    )
-    call = prompts() | square(64) | {"guidance_scale": 3.0}
-    return make("OvisImagePipeline", call, scheduler=_dynamic(), transformer=transformer)
-
-
 def prx() -> Tiny:
     transformer = network(
         "PRXTransformer2DModel",
@@ -263,20 +152,6 @@ def prx() -> Tiny:
     call = {"prompt_embeds": text()[0][None], "negative_prompt_embeds": text(seed=8), "guidance_scale": 3.0}
     call |= {"prompt_attention_mask": mask().bool(), "negative_prompt_attention_mask": mask().bool()}
     return make("PRXPipeline", call | square(64) | {"use_resolution_binning": False}, transformer=transformer)
-
-
-def qwen_image() -> Tiny:
-    transformer = network(
-        "QwenImageTransformer2DModel",
-        in_channels=16,
-        out_channels=4,
-        num_layers=1,
-        joint_attention_dim=WIDTH,
-        axes_dims_rope=(4, 4, 8),
-        **HEADS,
-    )
-    call = masked_prompts("{}prompt_embeds_mask") | square(64) | {"true_cfg_scale": 3.0}
-    return make("QwenImagePipeline", call, scheduler=_dynamic(), transformer=transformer)
 
 
 def sana() -> Tiny:
@@ -329,26 +204,22 @@ def z_image() -> Tiny:
     for name in ("x_pad_token", "cap_pad_token"):
         torch.nn.init.normal_(getattr(transformer, name), std=0.1, generator=torch.Generator().manual_seed(1))
     call = {"prompt_embeds": [text()[0]], "negative_prompt_embeds": [text(seed=8)[0]], "guidance_scale": 3.0}
-    return make("ZImagePipeline", call | square(64), scheduler=_dynamic(), transformer=transformer)
+    return make(
+        "ZImagePipeline",
+        call | square(64),
+        scheduler=flow_scheduler(use_dynamic_shifting=True),
+        transformer=transformer,
+    )
 
 
 IMAGES = {
     "AuraFlowPipeline": aura_flow,
-    "BriaPipeline": bria,
-    "ChromaPipeline": chroma,
     "CogView4Pipeline": cogview4,
-    "Flux2KleinPipeline": flux2_klein,
-    "Flux2Pipeline": flux2,
-    "FluxPipeline": flux,
-    "FluxPipeline, true guidance": flux_true_guidance,
     "HiDreamImagePipeline": hidream,
     "HunyuanImagePipeline": hunyuan_image,
-    "Krea2Pipeline": krea2,
     "Lumina2Pipeline": lumina2,
     "LuminaPipeline": lumina,
-    "OvisImagePipeline": ovis,
     "PRXPipeline": prx,
-    "QwenImagePipeline": qwen_image,
     "SanaPipeline": sana,
     "StableDiffusion3Pipeline": sd3,
     "ZImagePipeline": z_image,

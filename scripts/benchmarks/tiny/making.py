@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 WIDTH, LENGTH, BATCH = 32, 6, 1
+HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
+CLIP = {"num_frames": 5, "guidance_scale": 3.0}
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,11 @@ def text(*shape: int, seed: int = 9) -> Tensor:
 def mask(length: int = LENGTH) -> Tensor:
     """Every token counts. Shape: (1, length)."""
     return torch.ones(BATCH, length, dtype=torch.int64)
+
+
+def picture() -> Tensor:
+    """A picture to begin a video with. Shape: (1, 3, 64, 64)."""
+    return torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
 
 def square(size: int = 16) -> dict[str, int]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from .images import HEADS, MMDIT
 from .making import (
+    HEADS,
     LENGTH,
     WIDTH,
     StandIn,
@@ -22,6 +22,7 @@ from .making import (
     text,
     wan_vae,
 )
+from .packed_images import MMDIT
 
 
 def seed_of(prompt: Any) -> int:

@@ -12,9 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .diffusion import DIFFUSION
+from .diffusion_videos import DIFFUSION_VIDEOS
 from .images import IMAGES
+from .ltx import LTXS
 from .making import Tiny
 from .more_images import MORE_IMAGES
+from .packed_images import PACKED_IMAGES
 from .videos import VIDEOS
+from .wan import WANS
 
-TINY: dict[str, Callable[[], Tiny]] = dict(sorted({**IMAGES, **MORE_IMAGES, **VIDEOS, **DIFFUSION}.items()))
+ALL = {**PACKED_IMAGES, **IMAGES, **MORE_IMAGES, **VIDEOS, **WANS, **LTXS, **DIFFUSION, **DIFFUSION_VIDEOS}
+TINY: dict[str, Callable[[], Tiny]] = dict(sorted(ALL.items()))
