@@ -216,8 +216,10 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
             if given is None:
                 continue
             values = [float(value) for value in given]
-            is_list = isinstance(given, (list, tuple)) and not _same(values, _even(values))
-            if is_list and not (_same(values, own) or _same(values, own[: self.nfe])):
+            may_be_users = isinstance(given, (list, tuple)) or (name == "timesteps" and not self._is_flow)
+            if may_be_users and not (
+                _same(values, _even(values)) or _same(values, own) or _same(values, own[: self.nfe])
+            ):
                 self._judge_list(name)
             num_inference_steps = self.nfe if _same(values, own) else len(values)
         if num_inference_steps not in (None, self.nfe):
@@ -228,6 +230,7 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
         if timesteps is not None and self._is_flow and not _same([float(value) for value in timesteps], told):
             self._shift = self._find_shift(mu)
             told = [_unshifted(number / self._steps, self._shift) * self._steps for number in told]
+        self._entries = told
         self.timesteps = torch.tensor(told, dtype=self._dtype).to(device)
         self._step_index: int | None = None
         self._begin_index: int | None = None
@@ -327,7 +330,7 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
         dtype = torch.promote_types(original_samples.dtype, torch.float32)
         device = original_samples.device
         told = torch.tensor(self._told, dtype=dtype).to(device)
-        own = torch.tensor(self._numbers, dtype=torch.float32).to(device)
+        own = torch.tensor(self._entries, dtype=torch.float32).to(device)
         asked = torch.as_tensor(timesteps, dtype=torch.float32, device=device).reshape(-1, 1)
         alpha, sigma = told[(asked - own).abs().argmin(1)].unbind(1)
         shape = (-1, *[1] * (original_samples.ndim - 1))
@@ -355,7 +358,7 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
             timestep = timestep.flatten()[0].item()
         if timestep is None:
             return 0
-        distances = [abs(number - timestep) for number in self._numbers]
+        distances = [abs(number - timestep) for number in self._entries]
         return distances.index(min(distances))
 
     def _first_state(self, sample: Tensor, dtype: torch.dtype, from_state: bool) -> Tensor:
@@ -398,7 +401,12 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
                     f"this pipeline tells its network other times than noise levels, and with {key} of its scheduler "
                     f"it is not known which; make the pipeline's scheduler without {key} before it is replaced"
                 )
-        if replaced.get("use_dynamic_shifting"):
+        if "use_dynamic_shifting" not in replaced:
+            raise ValueError(
+                "this pipeline tells its network other times than noise levels, by the shift of a scheduler that is "
+                "not known; make the scheduler with from_solver(file, pipeline)"
+            )
+        if replaced["use_dynamic_shifting"]:
             if mu is None:
                 raise ValueError("the replaced scheduler shifts its times dynamically; give set_timesteps mu")
             return float(mu) if replaced.get("time_shift_type") == "linear" else math.exp(mu)

@@ -143,8 +143,14 @@ def test_times_that_cannot_be_brought_back_are_refused() -> None:
     with pytest.raises(ValueError, match="other times than noise levels, and with shift_terminal"):
         made.run(3)
     learned = LearnedSolverScheduler.from_solver(learned_table("unipc", True, 3), TINY["CogView4Pipeline"]().pipe)
+    given = torch.tensor([900.0, 500.0, 100.0])
     with pytest.raises(ValueError, match="give set_timesteps mu"):
-        learned.set_timesteps(timesteps=torch.tensor([900.0, 500.0, 100.0]))
+        learned.set_timesteps(timesteps=given)
+    unknown = LearnedSolverScheduler.from_solver(
+        learned_table("unipc", True, 3), {"prediction_type": "flow_prediction"}
+    )
+    with pytest.raises(ValueError, match="a scheduler that is not known; make the scheduler with from_solver"):
+        unknown.set_timesteps(timesteps=given)
 
 
 def test_a_pyramid_of_stages_is_refused() -> None:
