@@ -48,7 +48,7 @@ def distill(
     teacher: str | Teacher,
     solver: str | Settings | Family | None = None,
     nfe: int | None = None,
-    guidance: float | Settings = 1.0,
+    guidance: float | Settings | None = None,
     *,
     fit: str | Sequence[str] | Mapping[str, Settings | None] | None = None,
     objective: str | Settings | None = None,
@@ -74,7 +74,7 @@ def distill(
         solver: A name of configs/solver, the dotted name of a family of your own, a mapping of settings with `name`
             among them, or a family on its grid; no name stands for the default of `train.py`.
         nfe: Evaluations of the network per sample; None for the solver's default.
-        guidance: Guidance scale; or a mapping of scale, interval and channels.
+        guidance: Guidance scale; or a mapping of scale, interval and channels; None is 1, or what a pipeline does.
         fit: Fits in their order: a name, several, or a mapping from names to settings; None for the default.
         objective: What gradient descent compares; None for the solver's own.
         optimizer: Of gradient descent; None for the solver's own.

@@ -1,0 +1,186 @@
+"""What a pipeline's scheduler calls a noise level, and what it tells the network there.
+
+Read from the scheduler's configuration and from the times and levels of a few steps of the pipeline's own. With
+u = sigma / (alpha + sigma) and M training timesteps, flow models are told
+
+    M u                          usually
+    M u / (k - (k - 1) u)        where a pipeline shifts its levels by k and tells its network unshifted times
+    M (1 - u)                    where time runs from noise to data, and the output is x_0 - n
+
+and all others the fractional timestep of their level (`teachers.diffusers.schedule`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solverdistill.denoisers.base import per_sample
+from solverdistill.noise.paths import Discrete, Flow
+from solverdistill.teachers.diffusers.pipelines.schedulers import Diary
+from solverdistill.teachers.diffusers.schedule import LAST_ALPHA_SQUARE, PREDICTIONS, Schedule, make_schedule
+
+FIRST_ORDER = ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler", "CogVideoXDDIMScheduler")  # whose step is Euler's
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Between (alpha, sigma) and what a pipeline's network is told and answers.
+
+    Args:
+        schedule: Path, prediction type and number of training timesteps.
+        told_shift: k of a network that is told unshifted times.
+        reversed: Time runs from noise to data.
+    """
+
+    schedule: Schedule
+    told_shift: float = 1.0
+    reversed: bool = False
+
+    @property
+    def is_flow(self) -> bool:
+        return self.schedule.prediction == "flow"
+
+    def scale(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Size of a level, by which states are divided for the network. Shape: (batch,)."""
+        return alpha + sigma if self.is_flow else torch.hypot(alpha, sigma)
+
+    def told(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Entry of `timesteps` and the scheduler's own noise level. Shape: (batch,) each."""
+        if not self.is_flow:
+            return self.schedule.timestep(alpha, sigma), sigma / alpha
+        u = sigma / (alpha + sigma)
+        if self.reversed:
+            return self.schedule.steps * (1 - u), 1 - u
+        k = self.told_shift
+        return self.schedule.steps * (u if k == 1 else u / (k - (k - 1) * u)), u
+
+    def denoised(self, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The denoised estimate of an output at a state in the network's own scale; levels in that scale, too."""
+        a, s = per_sample(alpha, z), per_sample(sigma, z)
+        prediction = self.schedule.prediction
+        if prediction == "denoised":
+            return output
+        if prediction == "eps":
+            return (z - s * output) / a
+        if prediction == "flow":
+            return z + s * output if self.reversed else z - s * output
+        return a * z - s * output
+
+    def description(self) -> dict[str, Any]:
+        """What differs from the usual, JSON-able."""
+        facts = {"told_shift": self.told_shift, "reversed_time": self.reversed, "zero_snr": self.schedule.zero_snr}
+        return {name: value for name, value in facts.items() if value not in (1.0, False)}
+
+
+def read_convention(scheduler: Any, diary: Diary) -> Convention:
+    """Read a scheduler's configuration and its work.
+
+    Raises:
+        ValueError: a kind of scheduler that is not known.
+    """
+    config, name = dict(scheduler.config), type(scheduler).__name__
+    if "sigma_data" in config:
+        raise ValueError(f"{name} preconditions its network as EDM does, which pipelines as teachers do not know yet")
+    steps = int(config.get("num_train_timesteps", 1000))
+    predicts = config.get("prediction_type")
+    if not (name.startswith("FlowMatch") or config.get("use_flow_sigmas") or predicts == "flow_prediction"):
+        return Convention(_variance_preserving(scheduler, config, name))
+    times, sigmas = [step.time / steps for step in diary.steps], diary.sigmas[: len(diary.steps)]
+    schedule = Schedule(Flow(_shift(scheduler, diary.mu)), "flow", steps)
+    if len(sigmas) < len(times) or not all(-1e-6 <= sigma <= 1 + 1e-6 for sigma in sigmas):
+        raise ValueError(
+            f"{name} has no noise level between 0 and 1 for every step of this pipeline, so that nothing says what its "
+            "network is told"
+        )
+    if config.get("invert_sigmas"):
+        return Convention(schedule, reversed=True)
+    if all(abs(time - sigma) <= 1.5 / steps for time, sigma in zip(times, sigmas, strict=True)):
+        return Convention(schedule)
+    return Convention(schedule, told_shift=_told_shift(name, times, sigmas, 1 / steps))
+
+
+def check_steps(convention: Convention, scheduler: Any, diary: Diary, tolerance: float) -> None:
+    """Compare the scheduler's own first step with the one that follows from the denoised estimate.
+
+    Raises:
+        ValueError: they differ, so that the output is not read as it is meant.
+    """
+    name, stochastic = type(scheduler).__name__, scheduler.config.get("stochastic_sampling", False)
+    if name not in FIRST_ORDER or stochastic or len(diary.steps) < 2:
+        return
+    first, levels = diary.steps[0], [_level(convention, diary, k) for k in (0, 1)]
+    (a, s), (a_next, s_next) = ([value.reshape(1) for value in level] for level in levels)
+    z = first.given.double().flatten()[None]
+    denoised = convention.denoised(first.output.double().flatten()[None][:, : z.shape[1]], z, a, s)
+    after = a_next * denoised + s_next * (z - a * denoised) / s
+    own = first.after.double().flatten()[None]
+    if own.shape == after.shape and float((after - own).abs().max()) > tolerance * float(own.abs().max()):
+        raise ValueError(
+            f"the first step of {name} is not the Euler step of a {convention.schedule.prediction} network: its output "
+            "is read in a way that is not known here"
+        )
+
+
+def _level(convention: Convention, diary: Diary, k: int) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) of a step of the pipeline's own, float64, shape ()."""
+    if convention.is_flow:
+        sigma = torch.tensor(diary.sigmas[k], dtype=torch.float64)
+        return (sigma, 1 - sigma) if convention.reversed else (1 - sigma, sigma)
+    time = torch.tensor(diary.steps[k].time, dtype=torch.float64)
+    return convention.schedule.path.alpha_sigma((time + 1) / convention.schedule.steps)
+
+
+def _told_shift(name: str, times: Sequence[float], sigmas: Sequence[float], rounding: float) -> float:
+    """k of sigma = k t / (1 + (k - 1) t) at every step.
+
+    Raises:
+        ValueError: there is no such number.
+    """
+    inner = [(t, s) for t, s in zip(times, sigmas, strict=True) if rounding < t < 1 - rounding and 0 < s < 1]
+    ratios = [s * (1 - t) / (t * (1 - s)) for t, s in inner]
+    # a time that is rounded to one of the timesteps moves the ratio by about its own share
+    slack = [2 * rounding / (t * (1 - t)) + 1e-3 for t, _ in inner]
+    middle = sorted(ratios)[len(ratios) // 2] if ratios else math.nan
+    if not ratios or any(abs(r / middle - 1) > e for r, e in zip(ratios, slack, strict=True)):
+        pairs = ", ".join(f"{s:.4g} -> {t:.4g}" for t, s in zip(times, sigmas, strict=True))
+        raise ValueError(f"what {name} tells its network is no function of the noise level that is known here ({pairs})")
+    if not all(a > b for a, b in pairwise(sigmas)):
+        raise ValueError(f"the noise levels of {name} do not fall from step to step")
+    return middle
+
+
+def _shift(scheduler: Any, mu: float | None) -> float:
+    """The shift of a flow's levels, which decides how grids on its path are spaced."""
+    config: Mapping[str, Any] = scheduler.config
+    if config.get("use_dynamic_shifting") and mu is not None:
+        shift = mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+    else:
+        shift = float(config.get("shift", config.get("flow_shift", 1.0)) or 1.0)
+    return shift if shift > 0 else 1.0
+
+
+def _variance_preserving(scheduler: Any, config: dict[str, Any], name: str) -> Schedule:
+    """The schedule of betas, or that of the scheduler's own table where it changes these."""
+    predicts = config.get("prediction_type", "epsilon")
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if predicts not in PREDICTIONS or not isinstance(table, Tensor):
+        raise ValueError(f"{name} (prediction_type {predicts!r}) has no schedule that is known here")
+    cumprod = table.detach().cpu().double()
+    zero_snr = bool(cumprod[-1] < 1e-7)
+    try:
+        schedule = make_schedule({**config, "_class_name": name})
+        assert isinstance(schedule.path, Discrete)
+        if torch.allclose(torch.exp(2 * schedule.path.table[1]), cumprod, rtol=1e-3, atol=1e-6):
+            return schedule
+    except ValueError:
+        pass
+    if zero_snr:
+        cumprod[-1] = min(LAST_ALPHA_SQUARE, float(cumprod[-2]) / 4)
+    return Schedule(Discrete(tuple(cumprod.tolist())), PREDICTIONS[predicts], len(cumprod), zero_snr)

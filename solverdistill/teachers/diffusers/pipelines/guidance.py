@@ -1,0 +1,71 @@
+"""The argument of a pipeline's call that holds its guidance scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from solverdistill.teachers.diffusers.pipelines.view import View
+
+GUIDER = "guider"  # a component that guides, in pipelines without such an argument
+SCALES = ("guidance_scale", "true_cfg_scale", "max_guidance_scale", "distilled_guidance_scale")
+
+
+def find_argument(view: View, arguments: Mapping[str, Any], stated: str | None = None) -> str | None:
+    """The name of the argument; `GUIDER` for a component; None for a pipeline that is not guided.
+
+    Where a call has both `true_cfg_scale` (two passes) and `guidance_scale` (a number told to networks that were
+    distilled for it), it is the one that is given; else, by the network, the one that has an effect.
+
+    Raises:
+        ValueError: the one that is stated is no argument of the call.
+    """
+    known = [name for name in SCALES if view.takes(name)]
+    if stated is not None:
+        if not (view.takes(stated) or (stated == GUIDER and hasattr(view.pipe, GUIDER))):
+            raise ValueError(
+                f"{view.name} has no argument {stated}; of guidance it has: {', '.join(known) or 'none'}"
+            )
+        return stated
+    if "true_cfg_scale" in known and "guidance_scale" in known:
+        given = [name for name in ("true_cfg_scale", "guidance_scale") if arguments.get(name) is not None]
+        if given:
+            return given[0]
+        configs = [getattr(part, "config", {}) for name, part in view.parts.items() if name.startswith("transformer")]
+        embedded = any(config.get("guidance_embeds", False) for config in configs)
+        return "guidance_scale" if embedded else "true_cfg_scale"
+    if known:
+        return known[0]
+    return GUIDER if hasattr(getattr(view.pipe, GUIDER, None), "new") else None
+
+
+def scale_of(view: View, arguments: Mapping[str, Any], argument: str | None) -> float:
+    """The scale in effect: what is given, or the pipeline's own default; 1 where it guides nothing."""
+    if argument is None:
+        return 1.0
+    if argument == GUIDER:
+        return float(getattr(getattr(view.pipe, GUIDER), "guidance_scale", 1.0))
+    value = arguments.get(argument)
+    value = view.parameters[argument].default if value is None else value
+    return float(value) if isinstance(value, (int, float)) else 1.0
+
+
+def with_scale(view: View, arguments: Mapping[str, Any], argument: str | None, scale: float | None) -> dict[str, Any]:
+    """The arguments of a call at a scale; None leaves them as they are. A guider is replaced in the view.
+
+    Raises:
+        ValueError: the pipeline cannot be guided, or guides only away from a negative prompt that is not given.
+    """
+    if scale is None or scale == scale_of(view, arguments, argument):
+        return dict(arguments)
+    if argument is None:
+        raise ValueError(f"{view.name} has no guidance scale to set to {scale:g}; leave guidance at null")
+    if argument == GUIDER:
+        vars(view.pipe)[GUIDER] = getattr(view.pipe, GUIDER).new(guidance_scale=float(scale))
+        return dict(arguments)
+    negative = [name for name in arguments if name.startswith("negative_prompt") and arguments[name] is not None]
+    if argument == "true_cfg_scale" and scale > 1 and not negative:
+        raise ValueError(
+            f"{view.name} guides away from a negative prompt, and none is given: add negative_prompt, if only ' '"
+        )
+    return {**arguments, argument: float(scale)}

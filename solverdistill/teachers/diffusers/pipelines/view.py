@@ -1,0 +1,161 @@
+"""A second view of a pipeline, on the same components, with a scheduler and methods of its own."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+Intercept = Callable[[str, int, Callable[[], Any]], Any]  # name of a method, which call of it, and the call itself
+NOT_TEXT = ("transformer", "unet", "prior", "denoiser", "dit")
+
+
+class View:
+    """A pipeline's call without `torch.no_grad`, from which its own methods can be kept away.
+
+    The pipeline itself keeps its scheduler, its methods and its settings.
+
+    Args:
+        pipe: The pipeline.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        kind = type(pipe)
+        self.pipe, self.name = copy.copy(pipe), kind.__name__
+        self.pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": property(lambda own: self.device)})
+        self.pipe.set_progress_bar_config(disable=True)
+        self.parts: dict[str, nn.Module] = {
+            name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)
+        }
+        self.networks: dict[str, nn.Module] = {}
+        self._call = inspect.unwrap(kind.__call__)
+        self.parameters = inspect.signature(self._call).parameters
+        self._own_methods = _own_methods(kind)
+        self._depth = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline runs: the device of its networks, or of whatever has weights before these are known."""
+        for part in (*self.networks.values(), *_networks_first(self.parts)):
+            for value in (*part.parameters(), *part.buffers()):
+                return value.device
+        return torch.device("cpu")
+
+    def takes(self, argument: str) -> bool:
+        """Whether the call has an argument."""
+        return argument in self.parameters
+
+    def run(self, scheduler: Any, arguments: Mapping[str, Any], methods: Mapping[str, Any], via: Intercept) -> Any:
+        """Run the call.
+
+        Args:
+            scheduler: Takes the place of the pipeline's.
+            arguments: Those of the call; a generator of the call's own is added, so that no other is drawn from.
+            methods: Names of the methods that are called through `via`.
+            via: Calls a method, or does not; methods that are called by others of the pipeline's run as they are.
+        """
+        own, counts = vars(self.pipe), dict.fromkeys(methods, 0)
+        kept = {name: own[name] for name in (*methods, "scheduler") if name in own}
+        own["scheduler"], self._depth = scheduler, 0
+        for name in methods:
+            own[name] = self._through(name, counts, via)
+        if self.takes("generator"):
+            arguments = {"generator": torch.Generator().manual_seed(0), **arguments}
+        try:
+            return self._call(self.pipe, **arguments)
+        finally:
+            for name in methods:
+                del own[name]
+            own.update(kept)
+
+    def own_methods(self) -> tuple[str, ...]:
+        """Names of the methods that the pipeline's own class brings along."""
+        return self._own_methods
+
+    @property
+    def inside(self) -> bool:
+        """Whether a method is running that is called through `via`."""
+        return self._depth > 0
+
+    def _through(self, name: str, counts: dict[str, int], via: Intercept) -> Callable[..., Any]:
+        method = getattr(self.pipe, name)
+
+        def call(*positional: Any, **named: Any) -> Any:
+            if self._depth:
+                return method(*positional, **named)
+            count, counts[name] = counts[name], counts[name] + 1
+            self._depth += 1
+            try:
+                return via(name, count, lambda: method(*positional, **named))
+            finally:
+                self._depth -= 1
+
+        return call
+
+    @contextmanager
+    def seeing(self, see: Callable[[str], None]) -> Iterator[None]:
+        """Call a function with the name of the component whenever one of its modules runs."""
+        owner = {id(module): name for name, part in self.parts.items() for module in part.modules()}
+
+        def hook(module: nn.Module, inputs: Any) -> None:
+            name = owner.get(id(module))
+            if name is not None:
+                see(name)
+
+        handle = register_module_forward_pre_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def counting(self) -> Iterator[list[int]]:
+        """The numbers of rows that the denoising networks were called with, one per call."""
+        rows: list[int] = []
+
+        def hook(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            rows.append(_rows(positional, named))
+
+        counted = [part for name, part in self.networks.items() if not name.startswith("controlnet")]
+        handles = [part.register_forward_pre_hook(hook, with_kwargs=True) for part in counted]
+        try:
+            yield rows
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _own_methods(kind: type) -> tuple[str, ...]:
+    """Methods of a pipeline's class and of those it inherits from, without the library's base classes."""
+    names: dict[str, None] = {}
+    for base in kind.__mro__:
+        where = base.__module__
+        if base is object or where.endswith("pipeline_utils") or (where.startswith("diffusers.") and "pipelines" not in where):
+            continue
+        for name, value in vars(base).items():
+            if inspect.isfunction(value) and not name.startswith("__") and name != "check_inputs":
+                names[name] = None
+    return tuple(names)
+
+
+def _networks_first(parts: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
+    first = [part for name, part in parts.items() if name.startswith(NOT_TEXT)]
+    yield from first
+    yield from parts.values()
+
+
+def _rows(positional: tuple[Any, ...], named: dict[str, Any]) -> int:
+    """Rows of a network's batch: those of its first tensor, or the length of its first list of tensors."""
+    values = [named[name] for name in ("hidden_states", "sample", "x") if name in named]
+    for value in (*values, *positional, *named.values()):
+        if isinstance(value, torch.Tensor) and value.ndim > 1:
+            return value.shape[0]
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
+            return len(value)
+    return 1

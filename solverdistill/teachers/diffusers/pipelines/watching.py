@@ -1,0 +1,148 @@
+"""A few steps of a pipeline's own sampling, and what they say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solverdistill.teachers.diffusers.pipelines.joining import mapped, tensors_of
+from solverdistill.teachers.diffusers.pipelines.schedulers import Diary, watched
+from solverdistill.teachers.diffusers.pipelines.view import View
+
+STEPS = 4
+STEP_ARGUMENTS = ("num_inference_steps", "num_steps", "steps")
+Key = tuple[str, int]  # name of a method, and which call of it
+
+
+@dataclass(eq=False)
+class Entry:
+    """A method of the pipeline that was called before its first step.
+
+    Args:
+        key: Which one.
+        parts: Components that ran in it.
+        result: What it returned.
+    """
+
+    key: Key
+    parts: set[str] = field(default_factory=set)
+    result: Any = None
+
+
+@dataclass(eq=False)
+class Run:
+    """What was seen in a few steps of a pipeline.
+
+    Args:
+        diary: What its scheduler was asked for.
+        streams: Calls of `step` that make one step.
+        networks: Names of the components that ran between two steps.
+        entries: Methods called before the first step, and not after it.
+    """
+
+    diary: Diary
+    streams: int
+    networks: list[str]
+    entries: list[Entry]
+
+    def first(self, stream: int) -> Tensor:
+        """The state before the first step."""
+        return self.diary.steps[stream].sample
+
+    def find_state(self, stream: int) -> tuple[Key, int] | None:
+        """The method that returns the first state, and which of the tensors that it returns this is."""
+        state = self.first(stream)
+        for entry in reversed(self.entries):
+            for index, tensor in enumerate(tensors_of(entry.result)):
+                if tensor.shape == state.shape and torch.equal(tensor.to(state.dtype), state):
+                    return entry.key, index
+        return None
+
+    def costly(self) -> list[Key]:
+        """The methods that run a component, as text encoders and image conditions do."""
+        return [entry.key for entry in self.entries if entry.parts]
+
+
+def step_argument(view: View) -> str:
+    """Name of the argument that holds the number of steps.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name in STEP_ARGUMENTS:
+        if view.takes(name):
+            return name
+    raise ValueError(f"{view.name} has no number of steps; it is no pipeline that denoises step by step")
+
+
+def watch(view: View, scheduler: Any, arguments: Mapping[str, Any]) -> Run:
+    """Let a pipeline make a few steps as it does, and write down what it calls.
+
+    Args:
+        view: The pipeline.
+        scheduler: Its own scheduler.
+        arguments: Those of its call, without the number of steps.
+    Raises:
+        ValueError: it makes no steps, or cannot be called with these arguments.
+    """
+    seen: set[str] = set()
+    active: list[set[str]] = []
+    networks: dict[str, None] = {}
+    worked: list[bool] = []
+    entries: list[Entry] = []
+    late: set[str] = set()
+
+    def see(name: str) -> None:
+        seen.add(name)
+        for parts in active:
+            parts.add(name)
+
+    def before_step(k: int) -> None:
+        worked.append(bool(seen))
+        networks.update(dict.fromkeys(sorted(seen) if k else ()))
+        seen.clear()
+
+    diary = Diary(before_step)
+
+    def via(name: str, count: int, call: Callable[[], Any]) -> Any:
+        if diary.steps:
+            late.add(name)
+            return call()
+        entry = Entry((name, count))
+        active.append(entry.parts)
+        try:
+            result = call()
+        finally:
+            active.pop()
+        entry.result = mapped(result, torch.clone)
+        entries.append(entry)
+        return result
+
+    with torch.no_grad(), view.seeing(see):
+        try:
+            own = watched(scheduler, diary)
+            view.run(own, {**arguments, step_argument(view): STEPS}, view.own_methods(), via)
+        except Exception as error:
+            raise ValueError(_explain(view, error, bool(diary.steps))) from error
+    if not diary.steps or not networks:
+        raise ValueError(f"{view.name} calls no denoising network between steps of its scheduler")
+    streams = 1
+    while streams < len(worked) and not worked[streams]:
+        streams += 1
+    return Run(diary, streams, list(networks), [entry for entry in entries if entry.key[0] not in late])
+
+
+def related(names: Sequence[str], parts: Mapping[str, Any]) -> list[str]:
+    """Networks that were seen, and their further experts, which may take over at levels that no step had."""
+    return [name for name in parts if any(name == seen or name.startswith(f"{seen}_") for seen in names)]
+
+
+def _explain(view: View, error: Exception, began: bool) -> str:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if began:
+        return f"{view.name} fails in its own sampling ({reason})"
+    return f"{view.name} cannot be called with these arguments ({reason}); give what its call needs"
