@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,10 +74,9 @@ def find_prompts(pipe: Any, prompts: Prompts, arguments: Mapping[str, Any]) -> l
     Raises:
         ValueError: there are prompts and the call has no argument for them, or has got one already.
     """
-    import inspect
-
     takes = inspect.signature(inspect.unwrap(type(pipe).__call__)).parameters
-    given = [key for key in ("prompt", "prompt_embeds", "class_labels") if arguments.get(key) is not None]
+    named = [key for key in arguments if key in ("prompt", "class_labels") or "embeds" in key]
+    given = [key for key in named if arguments[key] is not None and not key.startswith("negative")]
     if prompts is None and (given or "prompt" not in takes):
         return []
     if isinstance(prompts, Sequence) and not isinstance(prompts, str) and len(prompts):

@@ -20,7 +20,7 @@ from solverdistill.teachers.diffusers.pipelines.joining import (
 )
 from solverdistill.teachers.diffusers.pipelines.schedulers import Answered, Question, one_step
 from solverdistill.teachers.diffusers.pipelines.view import View
-from solverdistill.teachers.diffusers.pipelines.watching import Key, Run, related, step_argument
+from solverdistill.teachers.diffusers.pipelines.watching import STEPS, Key, Run, related, step_argument
 
 log = logging.getLogger(__name__)
 KEPT = 8  # batches whose conditions stay joined
@@ -132,7 +132,7 @@ class Replay:
         """Run the call with what is kept, and with the states in place of noise."""
         record = self._joined_record(rows)
         given = [state.to(dtype).clone() for state, dtype in zip(states, self.dtypes, strict=True)]
-        call = {**self.arguments(rows), self.steps: 1, **changed}
+        call = {**self.arguments(rows), self.steps: STEPS, **changed}
         if self.places == [None]:
             call["latents"] = given[0]
 
@@ -190,7 +190,7 @@ class Replay:
 
         try:
             with self.view.seeing(see):
-                self.view.run(self.scheduler, {**self.arguments(rows), self.steps: 1}, self.methods, via)
+                self.view.run(self.scheduler, {**self.arguments(rows), self.steps: STEPS}, self.methods, via)
         except Answered:
             pass
         except Exception as error:

@@ -147,8 +147,9 @@ def watched(scheduler: Any, diary: Diary) -> Any:
 
     @functools.wraps(own.scale_model_input if hasattr(own, "scale_model_input") else OneStep.scale_model_input)
     def scale_model_input(self: Any, sample: Tensor, *others: Any, **named: Any) -> Tensor:
-        diary._scaled = own.scale_model_input(self, sample, *others, **named)
-        return diary._scaled
+        scaled = own.scale_model_input(self, sample, *others, **named) if hasattr(own, "scale_model_input") else sample
+        diary._scaled = scaled
+        return scaled
 
     @functools.wraps(own.step)
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *others: Any, **named: Any) -> Any:

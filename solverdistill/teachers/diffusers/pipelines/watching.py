@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,7 +139,8 @@ def watch(view: View, scheduler: Any, arguments: Mapping[str, Any]) -> Run:
 
 def related(names: Sequence[str], parts: Mapping[str, Any]) -> list[str]:
     """Networks that were seen, and their further experts, which may take over at levels that no step had."""
-    return [name for name in parts if any(name == seen or name.startswith(f"{seen}_") for seen in names)]
+    kinds = {re.sub(r"_\d+$", "", name) for name in names}
+    return [name for name in parts if re.sub(r"_\d+$", "", name) in kinds]
 
 
 def _explain(view: View, error: Exception, began: bool) -> str:
