@@ -23,7 +23,7 @@ from torch import Tensor
 
 from solverdistill.denoisers.base import per_sample
 from solverdistill.noise.paths import Discrete, Flow
-from solverdistill.teachers.diffusers.pipelines.schedulers import Diary
+from solverdistill.teachers.diffusers.pipelines.watching import Run
 from solverdistill.teachers.diffusers.schedule import LAST_ALPHA_SQUARE, PREDICTIONS, Schedule, make_schedule
 
 FIRST_ORDER = ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler", "CogVideoXDDIMScheduler")  # whose step is Euler's
@@ -79,7 +79,7 @@ class Convention:
         return {name: value for name, value in facts.items() if value not in (1.0, False)}
 
 
-def read_convention(scheduler: Any, diary: Diary) -> Convention:
+def read_convention(scheduler: Any, run: Run) -> Convention:
     """Read a scheduler's configuration and its work.
 
     Raises:
@@ -92,8 +92,9 @@ def read_convention(scheduler: Any, diary: Diary) -> Convention:
     predicts = config.get("prediction_type")
     if not (name.startswith("FlowMatch") or config.get("use_flow_sigmas") or predicts == "flow_prediction"):
         return Convention(_variance_preserving(scheduler, config, name))
-    times, sigmas = [step.time / steps for step in diary.steps], diary.sigmas[: len(diary.steps)]
-    schedule = Schedule(Flow(_shift(scheduler, diary.mu)), "flow", steps)
+    times = [step.time / steps for step in run.of_first_stream()]
+    sigmas = run.diary.sigmas[: len(times)]
+    schedule = Schedule(Flow(_shift(scheduler, run.diary.mu)), "flow", steps)
     if len(sigmas) < len(times) or not all(-1e-6 <= sigma <= 1 + 1e-6 for sigma in sigmas):
         raise ValueError(
             f"{name} has no noise level between 0 and 1 for every step of this pipeline, so that nothing says what its "
@@ -106,16 +107,16 @@ def read_convention(scheduler: Any, diary: Diary) -> Convention:
     return Convention(schedule, told_shift=_told_shift(name, times, sigmas, 1 / steps))
 
 
-def check_steps(convention: Convention, scheduler: Any, diary: Diary, tolerance: float) -> None:
+def check_steps(convention: Convention, scheduler: Any, run: Run, tolerance: float) -> None:
     """Compare the scheduler's own first step with the one that follows from the denoised estimate.
 
     Raises:
         ValueError: they differ, so that the output is not read as it is meant.
     """
     name, stochastic = type(scheduler).__name__, scheduler.config.get("stochastic_sampling", False)
-    if name not in FIRST_ORDER or stochastic or len(diary.steps) < 2:
+    if name not in FIRST_ORDER or stochastic or len(run.of_first_stream()) < 2:
         return
-    first, levels = diary.steps[0], [_level(convention, diary, k) for k in (0, 1)]
+    first, levels = run.diary.steps[0], [_level(convention, run, k) for k in (0, 1)]
     (a, s), (a_next, s_next) = ([value.reshape(1) for value in level] for level in levels)
     z = first.given.double().flatten()[None]
     denoised = convention.denoised(first.output.double().flatten()[None][:, : z.shape[1]], z, a, s)
@@ -128,12 +129,12 @@ def check_steps(convention: Convention, scheduler: Any, diary: Diary, tolerance:
         )
 
 
-def _level(convention: Convention, diary: Diary, k: int) -> tuple[Tensor, Tensor]:
+def _level(convention: Convention, run: Run, k: int) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) of a step of the pipeline's own, float64, shape ()."""
     if convention.is_flow:
-        sigma = torch.tensor(diary.sigmas[k], dtype=torch.float64)
+        sigma = torch.tensor(run.diary.sigmas[k], dtype=torch.float64)
         return (sigma, 1 - sigma) if convention.reversed else (1 - sigma, sigma)
-    time = torch.tensor(diary.steps[k].time, dtype=torch.float64)
+    time = torch.tensor(run.of_first_stream()[k].time, dtype=torch.float64)
     return convention.schedule.path.alpha_sigma((time + 1) / convention.schedule.steps)
 
 

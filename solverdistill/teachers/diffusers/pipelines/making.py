@@ -84,7 +84,7 @@ def make_parts(setting: Setting) -> tuple[Replay, Convention, Shapes, float]:
         part.eval()
     one = call_arguments(view, arguments, setting.prompts, [0])
     run = watch(view, scheduler, one)
-    convention = read_convention(scheduler, run.diary)
+    convention = read_convention(scheduler, run)
     replay = Replay(view, scheduler, run, arguments, setting.prompts)
     for network in view.networks.values():
         network.requires_grad_(False)
@@ -95,7 +95,7 @@ def make_parts(setting: Setting) -> tuple[Replay, Convention, Shapes, float]:
     with torch.no_grad():
         check_outputs(replay, convention, run)
         check_batch(replay, run)
-    check_steps(convention, scheduler, run.diary, 1e-3 if _is_fine(run.first(0)) else 3e-2)
+    check_steps(convention, scheduler, run, 1e-3 if _is_fine(run.first(0)) else 3e-2)
     return replay, convention, shapes, scale_of(view, changed, argument)
 
 

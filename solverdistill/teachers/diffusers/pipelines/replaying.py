@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from solverdistill.teachers.diffusers.pipelines.joining import (
     learn,
     mapped,
     signature,
-    tensors_of,
 )
 from solverdistill.teachers.diffusers.pipelines.schedulers import Answered, Question, one_step
 from solverdistill.teachers.diffusers.pipelines.view import View
@@ -56,11 +56,12 @@ class Replay:
         self.question = Question(streams=run.streams)
         self.scheduler, self.steps = one_step(scheduler, self.question), step_argument(view)
         view.networks = {name: view.parts[name] for name in related(run.networks, view.parts)}
-        self.dtypes = [run.first(stream).dtype for stream in range(run.streams)]
+        self.firsts = [run.first(stream) for stream in range(run.streams)]
         self.places = [run.find_state(stream) for stream in range(run.streams)]
+        self.dtypes = [state.dtype if place is None else place.dtype for state, place in zip(self.firsts, self.places, strict=True)]
         if any(place is None for place in self.places) and not (run.streams == 1 and view.takes("latents")):
             raise ValueError(f"{view.name} draws its first noise itself and takes none as latents")
-        self.keys: list[Key] = list(dict.fromkeys([*run.costly(), *(place[0] for place in self.places if place)]))
+        self.keys: list[Key] = list(dict.fromkeys([*run.costly(), *(place.key for place in self.places if place)]))
         self.methods = tuple(dict.fromkeys(name for name, _ in self.keys))
         self.records: dict[int, Record] = {}
         self.rules: dict[Key, Join] | None = None
@@ -142,8 +143,8 @@ class Replay:
                 return call()
             result = record[key]
             for place, state in zip(self.places, given, strict=True):
-                if place is not None and place[0] == key:
-                    result = _replaced(result, place[1], state)
+                if place is not None and place.key == key:
+                    result = _replaced(result, place.index, partial(_begun_with, state=state, dim=place.dim))
             return result
 
         try:
@@ -202,11 +203,12 @@ class Replay:
         return {key: self._blank(key, value) for key, value in record.items()}
 
     def _blank(self, key: Key, result: Any) -> Any:
-        """A result without the noise that was drawn for it, one row of zeros that stands for any number."""
-        for place in self.places:
-            if place is not None and place[0] == key:
-                state = tensors_of(result)[place[1]]
-                result = _replaced(result, place[1], torch.zeros_like(state[:1]))
+        """A result without the noise that was drawn for it, which differs between samples."""
+        for place, state in zip(self.places, self.firsts, strict=True):
+            if place is not None and place.key == key:
+                noise = state.new_zeros(1, *state.shape[1:])
+                blank = partial(_begun_with, state=noise, dim=place.dim)
+                result = _replaced(result, place.index, blank)
         return result
 
 
@@ -222,10 +224,19 @@ def call_arguments(
     return call
 
 
-def _replaced(value: Any, index: int, tensor: Tensor) -> Any:
-    """A result with one of its tensors replaced."""
+def _replaced(value: Any, index: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """A result with one of its tensors changed."""
     count = iter(range(1 << 30))
-    return mapped(value, lambda own: tensor if next(count) == index else own)
+    return mapped(value, lambda own: change(own) if next(count) == index else own)
+
+
+def _begun_with(own: Tensor, state: Tensor, dim: int) -> Tensor:
+    """A tensor with another beginning along a dimension: the state alone where that is all of it."""
+    size = state.shape[dim]
+    if own.shape[dim] == size:
+        return state.to(own.dtype)
+    rest = own.narrow(dim, size, own.shape[dim] - size)
+    return torch.cat([state.to(own.dtype).expand(len(own), *state.shape[1:]), rest], dim)
 
 
 def _repeated(name: str, value: Any, count: int) -> Any:

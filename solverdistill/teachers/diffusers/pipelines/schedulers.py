@@ -74,11 +74,25 @@ class OneStep:
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *others: Any, **options: Any) -> Any:
         asked = self.question
-        asked.answers.append((model_output, sample))
+        asked.answers.append((_forwards(model_output, timestep, options), sample))
         if len(asked.answers) == asked.streams and asked.ending is None:
             raise Answered
         state = sample if asked.ending is None else asked.ending[len(asked.answers) - 1].to(sample.dtype)
         return (state,) if options.get("return_dict") is False else _Result(state)
+
+
+def _forwards(output: Tensor, timestep: Any, options: dict[str, Any]) -> Tensor:
+    """The output as every step takes it; where tokens have times of their own, `step` is given its negative.
+
+    Raises:
+        ValueError: these times are not all the same.
+    """
+    times = options.get("per_token_timesteps")
+    if times is None:
+        return output
+    if not bool(torch.all(torch.as_tensor(times) == timestep)):
+        raise ValueError("its tokens have noise levels of their own (a given image or video), and a solver has one")
+    return -output
 
 
 @dataclass
@@ -158,7 +172,7 @@ def watched(scheduler: Any, diary: Diary) -> Any:
         before = sample.detach().clone()
         # pipelines with two guidance halves scale both in one call
         given = before if scaled is None else scaled[: len(before)].detach().clone()
-        output = model_output.detach().clone()
+        output = _forwards(model_output, timestep, named).detach().clone()
         result = own.step(self, model_output, timestep, sample, *others, **named)
         after = result[0] if isinstance(result, tuple) else result.prev_sample
         time = float(torch.as_tensor(timestep).flatten()[0])

@@ -11,12 +11,29 @@ import torch
 from torch import Tensor
 
 from solverdistill.teachers.diffusers.pipelines.joining import mapped, tensors_of
-from solverdistill.teachers.diffusers.pipelines.schedulers import Diary, watched
+from solverdistill.teachers.diffusers.pipelines.schedulers import Diary, Step, watched
 from solverdistill.teachers.diffusers.pipelines.view import View
 
 STEPS = 4
 STEP_ARGUMENTS = ("num_inference_steps", "num_steps", "steps")
 Key = tuple[str, int]  # name of a method, and which call of it
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a pipeline makes its first state.
+
+    Args:
+        key: The method that returns it.
+        index: Which of the tensors that it returns.
+        dim: Dimension along which the state comes first and something else may follow, as a mask of conditions.
+        dtype: Of that tensor.
+    """
+
+    key: Key
+    index: int
+    dim: int
+    dtype: torch.dtype
 
 
 @dataclass(eq=False)
@@ -50,17 +67,22 @@ class Run:
     networks: list[str]
     entries: list[Entry]
 
+    def of_first_stream(self) -> list[Step]:
+        """The steps of the first of the states that are denoised side by side."""
+        return self.diary.steps[:: self.streams]
+
     def first(self, stream: int) -> Tensor:
         """The state before the first step."""
         return self.diary.steps[stream].sample
 
-    def find_state(self, stream: int) -> tuple[Key, int] | None:
-        """The method that returns the first state, and which of the tensors that it returns this is."""
+    def find_state(self, stream: int) -> Place | None:
+        """Where the first state comes from; None where no method returns it."""
         state = self.first(stream)
         for entry in reversed(self.entries):
             for index, tensor in enumerate(tensors_of(entry.result)):
-                if tensor.shape == state.shape and torch.equal(tensor.to(state.dtype), state):
-                    return entry.key, index
+                dim = _beginning(tensor, state)
+                if dim is not None:
+                    return Place(entry.key, index, dim, tensor.dtype)
         return None
 
     def costly(self) -> list[Key]:
@@ -141,6 +163,19 @@ def related(names: Sequence[str], parts: Mapping[str, Any]) -> list[str]:
     """Networks that were seen, and their further experts, which may take over at levels that no step had."""
     kinds = {re.sub(r"_\d+$", "", name) for name in names}
     return [name for name in parts if re.sub(r"_\d+$", "", name) in kinds]
+
+
+def _beginning(tensor: Tensor, state: Tensor) -> int | None:
+    """The dimension along which a tensor begins with a state: the last one where they are equal; None for no such."""
+    if tensor.ndim != state.ndim or not tensor.is_floating_point():
+        return None
+    unequal = [d for d in range(1, state.ndim) if tensor.shape[d] != state.shape[d]]
+    if tensor.shape[0] != state.shape[0] or len(unequal) > 1:
+        return None
+    dim = unequal[0] if unequal else state.ndim - 1
+    if tensor.shape[dim] < state.shape[dim]:
+        return None
+    return dim if torch.equal(tensor.narrow(dim, 0, state.shape[dim]).to(state.dtype), state) else None
 
 
 def _explain(view: View, error: Exception, began: bool) -> str:
