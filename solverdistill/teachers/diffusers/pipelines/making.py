@@ -109,8 +109,9 @@ def check_outputs(replay: Replay, convention: Convention, run: Run) -> None:
     for k in range(len(steps) // streams):
         own = steps[k * streams : (k + 1) * streams]
         answers, _ = _ask_at(replay, run, k, [0], [step.given for step in own])
-        for step, (output, arrived) in zip(own, answers, strict=True):
-            if arrived.shape != step.given.shape or not torch.equal(arrived.to(step.given.dtype), step.given):
+        for step, (output, arrived), dtype in zip(own, answers, replay.dtypes, strict=True):
+            handed = step.given.to(dtype).to(arrived.dtype)
+            if arrived.shape != handed.shape or not torch.equal(arrived, handed):
                 raise ValueError(f"{name} changes a state that it is given before its scheduler sees it")
             error = _difference(output, step.output)
             if not error <= (1e-4 if _is_fine(step.output) else 5e-2):

@@ -19,7 +19,7 @@ from solverdistill.teachers.diffusers.pipelines.joining import (
     signature,
 )
 from solverdistill.teachers.diffusers.pipelines.schedulers import Answered, Question, one_step
-from solverdistill.teachers.diffusers.pipelines.view import View
+from solverdistill.teachers.diffusers.pipelines.view import Told, View
 from solverdistill.teachers.diffusers.pipelines.watching import STEPS, Key, Run, related, step_argument
 
 log = logging.getLogger(__name__)
@@ -58,13 +58,18 @@ class Replay:
         view.networks = {name: view.parts[name] for name in related(run.networks, view.parts)}
         self.firsts = [run.first(stream) for stream in range(run.streams)]
         self.places = [run.find_state(stream) for stream in range(run.streams)]
-        self.dtypes = [state.dtype if place is None else place.dtype for state, place in zip(self.firsts, self.places, strict=True)]
+        fine = any(value.dtype == torch.float64 for part in view.networks.values() for value in part.parameters())
+        self.dtypes = [
+            torch.float64 if fine else state.dtype if place is None else place.dtype
+            for state, place in zip(self.firsts, self.places, strict=True)
+        ]
         if any(place is None for place in self.places) and not (run.streams == 1 and view.takes("latents")):
             raise ValueError(f"{view.name} draws its first noise itself and takes none as latents")
         self.keys: list[Key] = list(dict.fromkeys([*run.costly(), *(place.key for place in self.places if place)]))
         self.methods = tuple(dict.fromkeys(name for name, _ in self.keys))
         self.records: dict[int, Record] = {}
         self.rules: dict[Key, Join] | None = None
+        self.horizon = float(scheduler.config.get("num_train_timesteps", 1000))
         self._joined: OrderedDict[tuple[Any, ...], Record] = OrderedDict()
 
     def arguments(self, rows: Sequence[int]) -> dict[str, Any]:
@@ -116,7 +121,7 @@ class Replay:
         """
         asked = self.question
         asked.time, asked.sigma, asked.answers, asked.ending = time, sigma, [], None
-        with self.view.counting() as counted:
+        with self.view.counting(Told.of(time, self.horizon)) as counted:
             self._play(rows, states, {})
         return asked.answers, sum(counted)
 
@@ -234,9 +239,9 @@ def _begun_with(own: Tensor, state: Tensor, dim: int) -> Tensor:
     """A tensor with another beginning along a dimension: the state alone where that is all of it."""
     size = state.shape[dim]
     if own.shape[dim] == size:
-        return state.to(own.dtype)
+        return state
     rest = own.narrow(dim, size, own.shape[dim] - size)
-    return torch.cat([state.to(own.dtype).expand(len(own), *state.shape[1:]), rest], dim)
+    return torch.cat([state.expand(len(own), *state.shape[1:]), rest.to(state.dtype)], dim)
 
 
 def _repeated(name: str, value: Any, count: int) -> Any:

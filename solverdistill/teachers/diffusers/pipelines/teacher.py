@@ -48,7 +48,7 @@ class PipelineTeacher(Teacher):
         self.convention: Convention = convention
         self.networks = nn.ModuleDict(replay.view.networks)
         self.prompts = len(setting.prompts) if setting.prompted else 0
-        self._rows_seen: dict[float, float] = {}  # log sigma/alpha -> rows of the network per sample
+        self.rows_seen: dict[float, float] = {}  # log sigma/alpha -> rows of the network per sample
         self._fingerprint = ""
         self.freeze()
 
@@ -93,7 +93,7 @@ class PipelineTeacher(Teacher):
 
     def passes(self, program: SolverProgram) -> int:
         """Rows of the network per sample of a program, counted at the network where it was evaluated."""
-        if not self._rows_seen:
+        if not self.rows_seen:
             return program.nfe
         levels = zip(program.alpha.tolist(), program.sigma.tolist(), strict=True)
         return round(sum(self._rows_near(alpha, sigma) for alpha, sigma in levels))
@@ -132,7 +132,7 @@ class PipelineTeacher(Teacher):
         time, level = (_one(value) for value in self.convention.told(a, s))
         told = torch.promote_types(self.replay.dtypes[0], torch.float32)
         answers, counted = self.replay.ask(rows, self._streams(z), time.to(told), level.to(told))
-        self._rows_seen[_place(float(a[0]), float(s[0]))] = counted / len(x)
+        self.rows_seen[_place(float(a[0]), float(s[0]))] = counted / len(x)
         outputs = [output[:, : shape[0]] for (output, _), shape in zip(answers, self.shapes, strict=True)]
         output = outputs[0] if len(outputs) == 1 else torch.cat([part.flatten(1) for part in outputs], 1)
         return self.convention.denoised(output.to(dtype), z, a.to(dtype), s.to(dtype))
@@ -146,7 +146,7 @@ class PipelineTeacher(Teacher):
 
     def _rows_near(self, alpha: float, sigma: float) -> float:
         here = _place(alpha, sigma)
-        return self._rows_seen[min(self._rows_seen, key=lambda place: abs(place - here))]
+        return self.rows_seen[min(self.rows_seen, key=lambda place: abs(place - here))]
 
 
 def _one(values: Tensor) -> Tensor:

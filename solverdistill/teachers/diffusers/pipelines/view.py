@@ -6,14 +6,50 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 Intercept = Callable[[str, int, Callable[[], Any]], Any]  # name of a method, which call of it, and the call itself
+TIMES = ("timestep", "timesteps", "timestep_cond", "t", "time", "sigma")
 NOT_TEXT = ("transformer", "unet", "prior", "denoiser", "dit")
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """The time of an evaluation, for networks whose pipeline builds a new tensor of its value.
+
+    Such a tensor has lost the gradient in the noise level. It is recognised by its value, and given the gradient back.
+
+    Args:
+        time: Entry of `timesteps`, with a gradient. Shape: ().
+        horizon: Number of training timesteps.
+    """
+
+    time: Tensor
+    horizon: float
+
+    @staticmethod
+    def of(time: Tensor, horizon: float) -> Told | None:
+        """None where there is no gradient to lose."""
+        return Told(time, horizon) if time.requires_grad and torch.is_grad_enabled() else None
+
+    def tie(self, value: Any) -> Any:
+        """A tensor of times with the gradient of the time; anything else as it is."""
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.requires_grad or value.ndim > 2:
+            return value
+        own, lost = self.time.detach().double(), (self.time - self.time.detach()).to(value.device)
+        first = value.detach().flatten()[:1].double().to(own.device)
+        if not value.numel() or bool((value != value.flatten()[0]).any()):
+            return value
+        for factor, start in ((1.0, 0.0), (1 / self.horizon, 0.0), (-1 / self.horizon, 1.0), (-1.0, self.horizon)):
+            wanted = start + factor * own
+            if abs(float(first - wanted)) <= 4 * torch.finfo(value.dtype).eps * max(abs(float(wanted)), abs(start)):
+                return value + (factor * lost).to(value.dtype)
+        return value
 
 
 class View:
@@ -115,15 +151,26 @@ class View:
             handle.remove()
 
     @contextmanager
-    def counting(self) -> Iterator[list[int]]:
-        """The numbers of rows that the denoising networks were called with, one per call."""
+    def counting(self, told: Told | None = None) -> Iterator[list[int]]:
+        """The numbers of rows that the denoising networks were called with, one per call.
+
+        Args:
+            told: A time with a gradient, to which times are tied that the pipeline made anew.
+        """
         rows: list[int] = []
 
-        def hook(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        def count(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             rows.append(_rows(positional, named))
 
+        def tie(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            assert told is not None
+            tied = {name: told.tie(value) if name in TIMES else value for name, value in named.items()}
+            return tuple(told.tie(value) for value in positional), tied
+
         counted = [part for name, part in self.networks.items() if not name.startswith("controlnet")]
-        handles = [part.register_forward_pre_hook(hook, with_kwargs=True) for part in counted]
+        handles = [part.register_forward_pre_hook(count, with_kwargs=True) for part in counted]
+        if told is not None:
+            handles += [part.register_forward_pre_hook(tie, with_kwargs=True) for part in self.networks.values()]
         try:
             yield rows
         finally:
