@@ -11,6 +11,8 @@ from torch import nn
 from solverdistill.teachers.diffusers.folder import DTYPES, library, pipeline_folder, read_json
 from solverdistill.teachers.diffusers.pipelines.live import Prompts, from_pipeline
 from solverdistill.teachers.diffusers.pipelines.teacher import PipelineTeacher
+from solverdistill.teachers.diffusers.pipelines.view import NETWORKS
+from solverdistill.teachers.diffusers.prompts import best_device
 
 LIBRARIES = ("diffusers", "transformers")  # whose classes a folder may name
 
@@ -33,8 +35,8 @@ def pipeline(
     """A teacher from a folder as `save_pretrained` writes it, or a hub id.
 
     Its class, and those of its components, must be diffusers' and transformers' own: no code of the folder is run, and
-    of weights only safetensors files are read. Everything is loaded into the main memory; the networks move to the GPU
-    with the run, all else stays.
+    of weights only safetensors files are read. The networks go to the GPU where there is one; text encoders and
+    decoders stay in the main memory, and come for as long as they work.
 
     Args:
         weights: Folder or hub id ("owner/name", "owner/name@revision").
@@ -71,7 +73,7 @@ def pipeline(
 
 
 def load_pipeline(weights: str, dtype: str = "bfloat16", variant: str | None = None) -> Any:
-    """The pipeline of a folder, all components on the CPU, in evaluation mode.
+    """The pipeline of a folder in evaluation mode; its networks on the GPU where there is one, all else on the CPU.
 
     Raises:
         FileNotFoundError: it is neither here nor can it be downloaded.
@@ -92,9 +94,12 @@ def load_pipeline(weights: str, dtype: str = "bfloat16", variant: str | None = N
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the {kind.__name__} in {folder} cannot be loaded: {reason}") from None
-    for part in pipe.components.values():
+    here = best_device()
+    for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
+            if name.startswith(NETWORKS):
+                part.to(here)
     return pipe
 
 

@@ -17,6 +17,7 @@ from solverdistill.teachers.diffusers.pipelines.joining import (
     learn,
     mapped,
     signature,
+    tensors_of,
 )
 from solverdistill.teachers.diffusers.pipelines.schedulers import Answered, Question, one_step
 from solverdistill.teachers.diffusers.pipelines.view import Told, View
@@ -68,6 +69,8 @@ class Replay:
         self.keys: list[Key] = list(dict.fromkeys([*run.costly(), *(place.key for place in self.places if place)]))
         self.methods = tuple(dict.fromkeys(name for name, _ in self.keys))
         self.records: dict[int, Record] = {}
+        self._kinds: dict[int, str] = {}
+        self._begun: Record = {}
         self.rules: dict[Key, Join] | None = None
         self.horizon = float(scheduler.config.get("num_train_timesteps", 1000))
         self._joined: OrderedDict[tuple[Any, ...], Record] = OrderedDict()
@@ -78,12 +81,15 @@ class Replay:
         Args:
             rows: Numbers of the prompts.
         """
-        return call_arguments(self.view, self.shared, self.prompts, rows)
+        here, call = self.view.device, call_arguments(self.view, self.shared, self.prompts, rows)
+        return {name: mapped(v, lambda t: t.to(here)) if tensors_of(v) else v for name, v in call.items()}
 
     def learn_batches(self) -> None:
         """Find how the results of a batch are made of those of its samples; without a rule, samples go one by one."""
         try:
-            one, two = self.record(0), self._run_for_record([0, 0])
+            one = self.record(0)
+            with self.view.seeing(self._see):
+                two = self._run_for_record([0, 0])
             self.rules = {key: learn(one[key], two[key]) for key in self.keys}
         except (Unexplained, ValueError) as reason:
             log.info("%s evaluates sample by sample: %s", self.view.name, reason)
@@ -92,18 +98,31 @@ class Replay:
     def record(self, row: int) -> Record:
         """What the kept methods returned for one prompt, made when it is first asked for."""
         if row not in self.records:
-            self.records[row] = self._run_for_record([row])
+            with self.view.seeing(self._see):
+                self.records[row] = self._run_for_record([row])
         return self.records[row]
+
+    def remember(self) -> None:
+        """Make the records of all prompts, fetching text encoders and the like once."""
+        missing = [row for row in range(len(self.prompts)) if row not in self.records]
+        if missing:
+            log.info("%s prepares %d prompts", self.view.name, len(missing))
+            with self.view.seeing(self._see):
+                for row in missing:
+                    self.records[row] = self._run_for_record([row])
 
     def groups(self, rows: Sequence[int]) -> list[list[int]]:
         """Positions in a batch of prompts that can be evaluated together."""
         if self.rules is None:
             return [[position] for position in range(len(rows))]
-        found: dict[Any, list[int]] = {}
+        found: dict[str, list[int]] = {}
         for position, row in enumerate(rows):
-            record = self.record(row)
-            kind = repr([signature(record[key]) for key in self.keys]), _prompt_kind(self.prompts[row])
-            found.setdefault(kind, []).append(position)
+            if row not in self._kinds:
+                record, prompt = self.record(row), self.prompts[row]
+                made = [signature(record[key]) for key in self.keys]
+                given = [(name, None if isinstance(value, str) else signature(value)) for name, value in prompt.items()]
+                self._kinds[row] = repr((made, given))
+            found.setdefault(self._kinds[row], []).append(position)
         return list(found.values())
 
     def ask(
@@ -130,7 +149,8 @@ class Replay:
         asked = self.question
         asked.answers, asked.ending = [], states
         try:
-            return self._play([row], [torch.zeros_like(state) for state in states], {"output_type": output_type})
+            with self.view.seeing(lambda name: None):
+                return self._play([row], [torch.zeros_like(state) for state in states], {"output_type": output_type})
         finally:
             asked.ending = None
 
@@ -180,7 +200,7 @@ class Replay:
         Raises:
             ValueError: the call fails, or does not call them all.
         """
-        record: Record = {}
+        record = self._begun = {}
         asked = self.question
         asked.time, asked.sigma, asked.answers = torch.tensor(500.0), torch.tensor(0.5), []
 
@@ -190,13 +210,8 @@ class Replay:
                 record[name, count] = mapped(result, torch.clone)
             return result
 
-        def see(name: str) -> None:
-            if name in self.view.networks and not self.view.inside and len(record) == len(self.keys):
-                raise Answered
-
         try:
-            with self.view.seeing(see):
-                self.view.run(self.scheduler, {**self.arguments(rows), self.steps: STEPS}, self.methods, via)
+            self.view.run(self.scheduler, {**self.arguments(rows), self.steps: STEPS}, self.methods, via)
         except Answered:
             pass
         except Exception as error:
@@ -206,6 +221,11 @@ class Replay:
         if missing:
             raise ValueError(f"{self.view.name} did not call {missing[0]} for every prompt")
         return {key: self._blank(key, value) for key, value in record.items()}
+
+    def _see(self, name: str) -> None:
+        """End a call whose record is complete before its network begins."""
+        if name in self.view.networks and not self.view.inside and len(self._begun) == len(self.keys):
+            raise Answered
 
     def _blank(self, key: Key, result: Any) -> Any:
         """A result without the noise that was drawn for it, which differs between samples."""
@@ -262,6 +282,3 @@ def _together(values: Sequence[Any]) -> Any:
         return [item for value in values for item in value]
     return list(values)
 
-
-def _prompt_kind(prompt: Mapping[str, Any]) -> Any:
-    return repr([(name, None if isinstance(value, str) else signature(value)) for name, value in prompt.items()])

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ from solverdistill.teachers.diffusers.pipelines.ending import pictures_of
 from solverdistill.teachers.diffusers.pipelines.joining import digest_of
 from solverdistill.teachers.diffusers.pipelines.making import Setting, make_parts
 from solverdistill.teachers.diffusers.pipelines.replaying import Replay
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How many prompts there are to draw from."""
+
+    count: int
 
 
 class PipelineTeacher(Teacher):
@@ -46,8 +54,8 @@ class PipelineTeacher(Teacher):
         self.setting, self.shapes, self.own_guidance = setting, shapes, scale
         self.replay: Replay = replay
         self.convention: Convention = convention
+        self.conditions = Prompts(len(setting.prompts) if setting.prompted else 0)
         self.networks = nn.ModuleDict(replay.view.networks)
-        self.prompts = len(setting.prompts) if setting.prompted else 0
         self.rows_seen: dict[float, float] = {}  # log sigma/alpha -> rows of the network per sample
         self._fingerprint = ""
         self.freeze()
@@ -73,7 +81,7 @@ class PipelineTeacher(Teacher):
 
     def draw_cond(self, generator: torch.Generator) -> Any:
         """Draw the number of a prompt; None where there is one way to call the pipeline."""
-        return torch.randint(self.prompts, (), generator=generator) if self.prompts else None
+        return torch.randint(self.conditions.count, (), generator=generator) if self.conditions.count else None
 
     def null_cond(self, cond: Any) -> Any:
         raise ValueError(f"{self.name} guides itself; give the run a guidance scale, and no wrapper")
@@ -100,8 +108,7 @@ class PipelineTeacher(Teacher):
 
     def remember(self) -> None:
         """Run the text encoders and whatever else the pipeline does once per prompt, for all prompts."""
-        for row in range(len(self.setting.prompts)):
-            self.replay.record(row)
+        self.replay.remember()
 
     def decode(self, samples: Tensor) -> Tensor:
         """Images in [-1, 1], by the pipeline's own ending; of videos four frames side by side."""

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 Intercept = Callable[[str, int, Callable[[], Any]], Any]  # name of a method, which call of it, and the call itself
 TIMES = ("timestep", "timesteps", "timestep_cond", "t", "time", "sigma")
-NOT_TEXT = ("transformer", "unet", "prior", "denoiser", "dit")
+NETWORKS = ("transformer", "unet", "prior", "denoiser", "dit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class View:
         kind = type(pipe)
         self.pipe, self.name = copy.copy(pipe), kind.__name__
         self.pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": property(lambda own: self.device)})
-        self.pipe.set_progress_bar_config(disable=True)
+        vars(self.pipe)["progress_bar"] = _NoBar
         self.parts: dict[str, nn.Module] = {
             name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)
         }
@@ -74,14 +75,32 @@ class View:
         self.parameters = inspect.signature(self._call).parameters
         self._own_methods = _own_methods(kind)
         self._depth = 0
+        self._homes: dict[str, torch.device] = {}
 
     @property
     def device(self) -> torch.device:
         """Where the pipeline runs: the device of its networks, or of whatever has weights before these are known."""
-        for part in (*self.networks.values(), *_networks_first(self.parts)):
-            for value in (*part.parameters(), *part.buffers()):
-                return value.device
-        return torch.device("cpu")
+        first = [part for name, part in self.parts.items() if self.is_network(name)]
+        return next((where for where in map(_device_of, (*first, *self.parts.values())) if where), torch.device("cpu"))
+
+    def is_network(self, name: str) -> bool:
+        """Whether a component denoises; by its name, before that is known."""
+        return name in self.networks or (not self.networks and name.startswith(NETWORKS))
+
+    def fetch(self, name: str) -> None:
+        """Bring a component to where the networks are, as long as it works; one that is offloaded moves itself."""
+        part, here = self.parts[name], self.device
+        where = _device_of(part)
+        if where in (None, here) or self.is_network(name) or hasattr(part, "_hf_hook"):
+            return
+        self._homes.setdefault(name, where)
+        part.to(here)
+
+    def send_home(self) -> None:
+        """Bring all components back to where they were fetched from."""
+        for name, where in self._homes.items():
+            self.parts[name].to(where)
+        self._homes.clear()
 
     def takes(self, argument: str) -> bool:
         """Whether the call has an argument."""
@@ -136,12 +155,13 @@ class View:
 
     @contextmanager
     def seeing(self, see: Callable[[str], None]) -> Iterator[None]:
-        """Call a function with the name of the component whenever one of its modules runs."""
+        """Call a function with the name of the component whenever one of its modules runs, and fetch it before."""
         owner = {id(module): name for name, part in self.parts.items() for module in part.modules()}
 
         def hook(module: nn.Module, inputs: Any) -> None:
             name = owner.get(id(module))
             if name is not None:
+                self.fetch(name)
                 see(name)
 
         handle = register_module_forward_pre_hook(hook)
@@ -149,6 +169,7 @@ class View:
             yield
         finally:
             handle.remove()
+            self.send_home()
 
     @contextmanager
     def counting(self, told: Told | None = None) -> Iterator[list[int]]:
@@ -178,6 +199,25 @@ class View:
                 handle.remove()
 
 
+class _NoBar:
+    """Takes the place of a progress bar, whose making takes as long as a small network."""
+
+    def __init__(self, iterable: Any = None, total: Any = None) -> None:
+        self.iterable = iterable
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.iterable)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *positional, **named: None
+
+
 def _own_methods(kind: type) -> tuple[str, ...]:
     """Methods of a pipeline's class and of those it inherits from, without the library's base classes."""
     names: dict[str, None] = {}
@@ -191,10 +231,9 @@ def _own_methods(kind: type) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _networks_first(parts: Mapping[str, nn.Module]) -> Iterator[nn.Module]:
-    first = [part for name, part in parts.items() if name.startswith(NOT_TEXT)]
-    yield from first
-    yield from parts.values()
+def _device_of(part: nn.Module) -> torch.device | None:
+    """Where a component's numbers are; None for one without."""
+    return next((value.device for value in chain(part.parameters(), part.buffers())), None)
 
 
 def _rows(positional: tuple[Any, ...], named: dict[str, Any]) -> int:

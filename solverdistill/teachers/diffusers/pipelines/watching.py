@@ -120,6 +120,8 @@ def watch(view: View, scheduler: Any, arguments: Mapping[str, Any]) -> Run:
     late: set[str] = set()
 
     def see(name: str) -> None:
+        if view.is_network(name) and not active:
+            view.send_home()
         seen.add(name)
         for parts in active:
             parts.add(name)
