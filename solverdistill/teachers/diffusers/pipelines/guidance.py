@@ -40,8 +40,11 @@ def find_argument(view: View, arguments: Mapping[str, Any], stated: str | None =
 
 
 def scale_of(view: View, arguments: Mapping[str, Any], argument: str | None) -> float:
-    """The scale in effect: what is given, or the pipeline's own default; 1 where it guides nothing."""
-    if argument is None:
+    """The scale in effect: what is given, or the pipeline's own default; 1 where it guides nothing.
+
+    Two-pass guidance beside an embedded one (`true_cfg_scale`) does nothing without a negative prompt.
+    """
+    if argument is None or (argument == "true_cfg_scale" and not _has_negative(arguments)):
         return 1.0
     if argument == GUIDER:
         return float(getattr(getattr(view.pipe, GUIDER), "guidance_scale", 1.0))
@@ -63,9 +66,12 @@ def with_scale(view: View, arguments: Mapping[str, Any], argument: str | None, s
     if argument == GUIDER:
         vars(view.pipe)[GUIDER] = getattr(view.pipe, GUIDER).new(guidance_scale=float(scale))
         return dict(arguments)
-    negative = [name for name in arguments if name.startswith("negative_prompt") and arguments[name] is not None]
-    if argument == "true_cfg_scale" and scale > 1 and not negative:
+    if argument == "true_cfg_scale" and scale > 1 and not _has_negative(arguments):
         raise ValueError(
             f"{view.name} guides away from a negative prompt, and none is given: add negative_prompt, if only ' '"
         )
     return {**arguments, argument: float(scale)}
+
+
+def _has_negative(arguments: Mapping[str, Any]) -> bool:
+    return any(name.startswith("negative_prompt") and value is not None for name, value in arguments.items())
