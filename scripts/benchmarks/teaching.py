@@ -128,7 +128,10 @@ def main(names: list[str]) -> None:
     logging.set_verbosity_error()
     for name in names or TINY:
         found = teaches(TINY[name])
-        print(f"{name:45} {found.cell}" + ("" if found.refusal else f" level {found.level:.0e} rows {found.rows:g}"), flush=True)
+        print(
+            f"{name:45} {found.cell}" + ("" if found.refusal else f" level {found.level:.0e} rows {found.rows:g}"),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

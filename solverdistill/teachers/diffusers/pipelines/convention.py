@@ -151,7 +151,9 @@ def _told_shift(name: str, times: Sequence[float], sigmas: Sequence[float], roun
     middle = sorted(ratios)[len(ratios) // 2] if ratios else math.nan
     if not ratios or any(abs(r / middle - 1) > e for r, e in zip(ratios, slack, strict=True)):
         pairs = ", ".join(f"{s:.4g} -> {t:.4g}" for t, s in zip(times, sigmas, strict=True))
-        raise ValueError(f"what {name} tells its network is no function of the noise level that is known here ({pairs})")
+        raise ValueError(
+            f"what {name} tells its network is no function of the noise level that is known here ({pairs})"
+        )
     if not all(a > b for a, b in pairwise(sigmas)):
         raise ValueError(f"the noise levels of {name} do not fall from step to step")
     return middle

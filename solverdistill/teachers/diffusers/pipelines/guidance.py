@@ -15,7 +15,8 @@ def find_argument(view: View, arguments: Mapping[str, Any], stated: str | None =
     """The name of the argument; `GUIDER` for a component; None for a pipeline that is not guided.
 
     Where a call has both `true_cfg_scale` (two passes) and `guidance_scale` (a number told to networks that were
-    distilled for it), it is the one that is given; else, by the network, the one that has an effect.
+    distilled for it), it is the one that is given; else, by the network, the one that has an effect. A guider comes
+    before a number that is told to no network.
 
     Raises:
         ValueError: the one that is stated is no argument of the call.
@@ -23,20 +24,17 @@ def find_argument(view: View, arguments: Mapping[str, Any], stated: str | None =
     known = [name for name in SCALES if view.takes(name)]
     if stated is not None:
         if not (view.takes(stated) or (stated == GUIDER and hasattr(view.pipe, GUIDER))):
-            raise ValueError(
-                f"{view.name} has no argument {stated}; of guidance it has: {', '.join(known) or 'none'}"
-            )
+            raise ValueError(f"{view.name} has no argument {stated}; of guidance it has: {', '.join(known) or 'none'}")
         return stated
+    configs = [getattr(part, "config", {}) for name, part in view.parts.items() if view.is_network(name)]
+    embedded = any(config.get("guidance_embeds", False) for config in configs)
     if "true_cfg_scale" in known and "guidance_scale" in known:
         given = [name for name in ("true_cfg_scale", "guidance_scale") if arguments.get(name) is not None]
-        if given:
-            return given[0]
-        configs = [getattr(part, "config", {}) for name, part in view.parts.items() if name.startswith("transformer")]
-        embedded = any(config.get("guidance_embeds", False) for config in configs)
-        return "guidance_scale" if embedded else "true_cfg_scale"
-    if known:
+        return given[0] if given else "guidance_scale" if embedded else "true_cfg_scale"
+    has_guider = hasattr(getattr(view.pipe, GUIDER, None), "new")
+    if known and not (has_guider and not embedded):
         return known[0]
-    return GUIDER if hasattr(getattr(view.pipe, GUIDER, None), "new") else None
+    return GUIDER if has_guider else None
 
 
 def scale_of(view: View, arguments: Mapping[str, Any], argument: str | None) -> float:

@@ -38,7 +38,9 @@ def learn(one: Any, two: Any) -> Join:
         if len(one) == len(two):
             rules, kind = [learn(a, b) for a, b in zip(one, two, strict=True)], type(one)
             made = kind._make if hasattr(kind, "_make") else kind  # pyright: ignore[reportAttributeAccessIssue]
-            return lambda values: made([rule(parts) for rule, parts in zip(rules, zip(*values, strict=True), strict=True)])
+            return lambda values: made(
+                [rule(parts) for rule, parts in zip(rules, zip(*values, strict=True), strict=True)]
+            )
     if isinstance(one, Mapping) and isinstance(two, Mapping) and one.keys() == two.keys():
         by_name, make = {name: learn(one[name], two[name]) for name in one}, type(one)
         return lambda values: make(**{name: rule([v[name] for v in values]) for name, rule in by_name.items()})
@@ -103,7 +105,10 @@ def _learn_tensor(one: Tensor, two: Tensor) -> Join:
     if one.ndim == two.ndim:
         for dim in range(one.ndim):
             size = one.shape[dim]
-            if two.shape[dim] == 2 * size and one.shape[:dim] + one.shape[dim + 1 :] == two.shape[:dim] + two.shape[dim + 1 :]:
+            if (
+                two.shape[dim] == 2 * size
+                and one.shape[:dim] + one.shape[dim + 1 :] == two.shape[:dim] + two.shape[dim + 1 :]
+            ):
                 for blocks in (1, 2, 3):
                     if size % blocks == 0 and _close(_interleave([one, one], dim, blocks), two):
                         return lambda values, d=dim, k=blocks: _interleave(values, d, k)

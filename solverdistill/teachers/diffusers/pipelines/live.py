@@ -26,7 +26,7 @@ def from_pipeline(
     name: str | None = None,
     **call_arguments: Any,
 ) -> PipelineTeacher:
-    """Make a teacher from a pipeline of diffusers, as it is loaded and set up: LoRAs, experts, image conditions, guiders.
+    """Make a teacher from a pipeline of diffusers, as it is set up: LoRAs, experts, image conditions, guiders.
 
     >>> teacher = from_pipeline(pipe, prompts=["a fox in the snow"], guidance=5.0, height=480, width=832, num_frames=33)
     >>> done = solverdistill.distill(teacher, "bns", nfe=8)

@@ -111,7 +111,7 @@ def check_index(weights: str, index: Mapping[str, Any]) -> tuple[str, ...]:
     """
     name = index.get("_class_name")
     if not isinstance(name, str) or not hasattr(library(), name):
-        raise ValueError(f"{weights} is a {name}, which is no pipeline of the installed diffusers; no other code is run")
+        raise ValueError(f"{weights} is a {name}, no pipeline of the installed diffusers; no other code is run")
     parts = []
     for part, entry in index.items():
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] is None:

@@ -74,7 +74,8 @@ def make_parts(setting: Setting) -> tuple[Replay, Convention, Shapes, float]:
     everything = {**setting.arguments, **setting.prompts[0]}
     for name in everything:
         if not view.takes(name):
-            raise ValueError(f"{view.name} takes no argument {name}; its call takes: {', '.join(list(view.parameters)[1:])}")
+            known = ", ".join(list(view.parameters)[1:])
+            raise ValueError(f"{view.name} takes no argument {name}; its call takes: {known}")
     argument = find_argument(view, everything, setting.guidance_argument)
     changed = with_scale(view, everything, argument, setting.guidance)
     arguments = dict(setting.arguments)

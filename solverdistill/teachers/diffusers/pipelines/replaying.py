@@ -281,4 +281,3 @@ def _together(values: Sequence[Any]) -> Any:
     if isinstance(first, list):
         return [item for value in values for item in value]
     return list(values)
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -65,7 +65,10 @@ class View:
     def __init__(self, pipe: Any) -> None:
         kind = type(pipe)
         self.pipe, self.name = copy.copy(pipe), kind.__name__
-        self.pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": property(lambda own: self.device)})
+        offloaded = any(hasattr(part, "_hf_hook") for part in pipe.components.values())
+        if not offloaded:  # what is offloaded knows itself where it runs
+            self.pipe.__class__ = type(kind.__name__, (kind,), {"_execution_device": property(lambda own: self.device)})
+        self._offloaded = offloaded
         vars(self.pipe)["progress_bar"] = _NoBar
         self.parts: dict[str, nn.Module] = {
             name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)
@@ -80,6 +83,8 @@ class View:
     @property
     def device(self) -> torch.device:
         """Where the pipeline runs: the device of its networks, or of whatever has weights before these are known."""
+        if self._offloaded:
+            return self.pipe._execution_device
         first = [part for name, part in self.parts.items() if self.is_network(name)]
         return next((where for where in map(_device_of, (*first, *self.parts.values())) if where), torch.device("cpu"))
 
@@ -106,7 +111,7 @@ class View:
         """Whether the call has an argument."""
         return argument in self.parameters
 
-    def run(self, scheduler: Any, arguments: Mapping[str, Any], methods: Mapping[str, Any], via: Intercept) -> Any:
+    def run(self, scheduler: Any, arguments: Mapping[str, Any], methods: Sequence[str], via: Intercept) -> Any:
         """Run the call.
 
         Args:
@@ -223,7 +228,8 @@ def _own_methods(kind: type) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for base in kind.__mro__:
         where = base.__module__
-        if base is object or where.endswith("pipeline_utils") or (where.startswith("diffusers.") and "pipelines" not in where):
+        of_library = where.startswith("diffusers.") and "pipelines" not in where
+        if base is object or of_library or where.endswith("pipeline_utils"):
             continue
         for name, value in vars(base).items():
             if inspect.isfunction(value) and not name.startswith("__") and name != "check_inputs":
