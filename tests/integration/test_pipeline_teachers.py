@@ -19,6 +19,7 @@ from solverdistill.noise.grids import Grid
 from solverdistill.teachers import diffusers as dedicated
 from solverdistill.teachers import from_pipeline
 from solverdistill.teachers.diffusers.pipelines.loading import pipeline
+from solverdistill.training.distilling import load_teacher
 from tests import pipeline_folders as folders
 from tests.diffusers_networks import assert_close_to_scale
 
@@ -229,6 +230,31 @@ def test_an_untold_time_is_told_as_the_pipeline_tells_it() -> None:
 def test_what_resists_is_refused_in_a_sentence(name: str, changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         teacher_of(TINY[name](), torch.float32, **changed)
+
+
+def test_a_folder_is_a_model_of_the_configuration(tmp_path: Path) -> None:
+    folders.stable_diffusion(tmp_path)
+    settings = {"weights": str(tmp_path), "prompts": PROMPTS, "height": 16, "width": 16, "weights_dtype": "float32"}
+    teacher = load_teacher("diffusers_pipeline", settings)
+    assert teacher.own_guidance == 7.5 and teacher.shape == (4, 8, 8)  # the pipeline's own scale
+    drawn = [int(teacher.draw_cond(torch.Generator().manual_seed(seed))) for seed in range(20)]
+    assert set(drawn) == {0, 1, 2}
+
+
+def test_frames_of_a_video_are_those_of_the_pipeline() -> None:
+    from diffusers import AutoencoderKLWan
+
+    tiny = TINY["WanPipeline"]()
+    torch.manual_seed(0)
+    sizes = {"base_dim": 3, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    latent = {"latents_mean": [0.1] * 4, "latents_std": [0.9] * 4, "temperal_downsample": [False, True, True]}
+    tiny.pipe.vae = AutoencoderKLWan(**sizes, **latent).eval()
+    teacher, last = teacher_of(tiny, torch.float32), tiny.run(2)
+    frames = torch.as_tensor(tiny.run(2, output_type="pt"))
+    frames = frames if frames.ndim == 5 else frames[None]
+    chosen = [round(k * (frames.shape[1] - 1) / 3) for k in range(4)]
+    wanted = torch.cat([frames[:, k] for k in chosen], dim=-1)
+    assert_close_to_scale(teacher.decode(last), 2 * wanted - 1, 1e-5)
 
 
 def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
