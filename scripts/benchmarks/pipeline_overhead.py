@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from scripts.benchmarks.tiny.making import make, network, picture_vae, square
 from solverdistill.teachers import from_pipeline
+
+from .tiny.making import make, network, picture_vae, square
 
 SIZES = {  # layers and heads of 64 channels each, pixels along a side: few, so that a CPU comes to an end
     "tiny": (2, 2, 64),

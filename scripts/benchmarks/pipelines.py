@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import warnings
 from collections.abc import Callable
 
@@ -18,12 +19,15 @@ from solverdistill.consumers.diffusers_config import find_network
 from solverdistill.support.files import write_atomically
 
 from .machine import command, describe
+from .teaching import TOLERANCE, teaches
 from .tiny.making import Tiny
 from .tiny.pipelines import TINY
 from .tiny.playing import ChangedBetweenStepsError, against_own, against_sample
 
+TEACHES = "teaches"
 HELD = "it changes the state between steps"
 NUMBER = "its own scheduler"
+NUMERAL = r"[0-9.]+e[-+][0-9]+"
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -34,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     names = [name for name in TINY if not arguments.only or any(part in name for part in arguments.only)]
     rows = []
     for name in names:
-        rows.append(measure(name, TINY[name]()))
+        rows.append({**measure(name, TINY[name]()), TEACHES: teaches(TINY[name]).cell})
         print(" | ".join(rows[-1].values()), flush=True)
     write_atomically(arguments.out, page(rows))
 
@@ -84,7 +88,8 @@ def measure(name: str, made: Tiny) -> dict[str, str]:
 def page(rows: list[dict[str, str]]) -> str:
     """The Markdown page."""
     played = [row for row in rows if not row[NUMBER].startswith("refused")]
-    titles = ["pipeline", *COLUMNS]
+    taught = [row for row in rows if re.fullmatch(NUMERAL, row[TEACHES]) and float(row[TEACHES]) <= TOLERANCE]
+    titles = ["pipeline", *COLUMNS, TEACHES]
     table = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     table += ["| " + " | ".join(row[title] for title in titles) + " |" for row in rows]
     others = sorted(untried())
@@ -93,6 +98,7 @@ def page(rows: list[dict[str, str]]) -> str:
         tried=len(rows),
         played=len(played),
         refused=len(rows) - len(played),
+        taught=len(taught),
         table="\n".join(table),
         command=command(),
         machine=describe(torch.device("cpu")),
@@ -116,14 +122,19 @@ def _is_pipeline(kind: object) -> bool:
 TEMPLATE = """# Pipelines of diffusers, one by one
 
 Tried with diffusers {version} and tiny networks of random weights, none of the pipelines changed: {tried} set-ups, of
-which {played} play a solver and {refused} are refused with the sentence in the table. Errors are the largest difference
-over the largest value of the latents, in single precision.
+which {played} play a solver and {refused} are refused with the sentence in the table; {taught} teach one. Errors are
+the largest difference over the largest value of the latents, in single precision.
 
 * **its own scheduler**: the scheduler that came with the pipeline makes four steps, at first order where it has an
   order; the table of Euler's method on the very levels that it took is then played by `LearnedSolverScheduler`. So the
   times that the network is told, signs, shifts, the start and what the pipeline does to its latents are its own.
 * **`sample`**: a table with two points per stage (EPD) and one with memory (UniPC) against `solverdistill.sample`,
   which asks the same pipeline for its guided network; the worse of both.
+* **teaches**: `solverdistill.teachers.from_pipeline` makes a teacher of it. When it does, four steps of the pipeline's
+  own sampling are made, and each gives the same output when it is asked for alone; the first is the Euler step that
+  follows from the denoised image (flow matching and DDIM). The number is the error of the teacher's gradient along a
+  random direction, against central differences in double precision, or in single precision where the pipeline's own
+  code has no other; above 1e-3 it does not count. A sentence says why there is no teacher.
 
 {table}
 
@@ -134,6 +145,7 @@ What the numbers do not show:
 
 * A scheduler that clips its denoised images (`clip_sample`, `thresholding`) is taken without: a solver was fitted to
   the network and not to the clipping, and plays as it was fitted.
+* HiDream chooses its experts without a gradient (`torch.no_grad`), so its gradient lacks their part.
 * UniPC and DPM-Solver tell a flow network integers; a solver tells it the times that it was fitted with. The pipeline
   of diffusion forcing rounds them itself, for every scheduler.
 

@@ -7,7 +7,8 @@ u = sigma / (alpha + sigma) and M training timesteps, flow models are told
     M u / (k - (k - 1) u)        where a pipeline shifts its levels by k and tells its network unshifted times
     M (1 - u)                    where time runs from noise to data, and the output is x_0 - n
 
-and all others the fractional timestep of their level (`teachers.diffusers.schedule`).
+and all others the fractional timestep of their level (`teachers.diffusers.schedule`), or log(sigma / alpha) / 4 where
+timesteps are continuous (Stable Video Diffusion). What is told is compared with what the pipeline's own steps tell.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ class Convention:
         schedule: Path, prediction type and number of training timesteps.
         told_shift: k of a network that is told unshifted times.
         reversed: Time runs from noise to data.
+        continuous: Time is log(sigma / alpha) / 4.
     """
 
     schedule: Schedule
     told_shift: float = 1.0
     reversed: bool = False
+    continuous: bool = False
 
     @property
     def is_flow(self) -> bool:
@@ -53,6 +56,8 @@ class Convention:
 
     def told(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Entry of `timesteps` and the scheduler's own noise level. Shape: (batch,) each."""
+        if self.continuous:
+            return 0.25 * torch.log(sigma / alpha), sigma / alpha
         if not self.is_flow:
             return self.schedule.timestep(alpha, sigma), sigma / alpha
         u = sigma / (alpha + sigma)
@@ -75,8 +80,9 @@ class Convention:
 
     def description(self) -> dict[str, Any]:
         """What differs from the usual, JSON-able."""
-        facts = {"told_shift": self.told_shift, "reversed_time": self.reversed, "zero_snr": self.schedule.zero_snr}
-        return {name: value for name, value in facts.items() if value not in (1.0, False)}
+        flags = {"reversed_time": self.reversed, "continuous_time": self.continuous, "zero_snr": self.schedule.zero_snr}
+        facts: dict[str, Any] = {name: True for name, value in flags.items() if value}
+        return facts if self.told_shift == 1 else {"told_shift": self.told_shift, **facts}
 
 
 def read_convention(scheduler: Any, run: Run) -> Convention:
@@ -91,7 +97,9 @@ def read_convention(scheduler: Any, run: Run) -> Convention:
     steps = int(config.get("num_train_timesteps", 1000))
     predicts = config.get("prediction_type")
     if not (name.startswith("FlowMatch") or config.get("use_flow_sigmas") or predicts == "flow_prediction"):
-        return Convention(_variance_preserving(scheduler, config, name))
+        continuous = config.get("timestep_type") == "continuous" and predicts == "v_prediction"
+        convention = Convention(_variance_preserving(scheduler, config, name), continuous=continuous)
+        return _check_times(convention, name, run)
     times = [step.time / steps for step in run.of_first_stream()]
     sigmas = run.diary.sigmas[: len(times)]
     schedule = Schedule(Flow(_shift(scheduler, run.diary.mu)), "flow", steps)
@@ -105,6 +113,25 @@ def read_convention(scheduler: Any, run: Run) -> Convention:
     if all(abs(time - sigma) <= 1.5 / steps for time, sigma in zip(times, sigmas, strict=True)):
         return Convention(schedule)
     return Convention(schedule, told_shift=_told_shift(name, times, sigmas, 1 / steps))
+
+
+def _check_times(convention: Convention, name: str, run: Run) -> Convention:
+    """Compare what is told with what the pipeline's own steps tell, where its scheduler says at which levels they are.
+
+    Raises:
+        ValueError: they differ by more than the rounding to whole timesteps.
+    """
+    pairs = [(step.time, sigma) for step, sigma in zip(run.of_first_stream(), run.diary.sigmas, strict=False)]
+    for time, sigma in pairs:
+        if not 0 < sigma < math.inf:
+            continue
+        told = float(convention.told(*(torch.tensor([v], dtype=torch.float64) for v in (1.0, sigma)))[0])
+        if abs(told - time) > (1e-3 * max(1.0, abs(time)) if convention.continuous else 1.5):
+            raise ValueError(
+                f"{name} tells its network {time:.6g} at sigma {sigma:.6g}, where its noise schedule says {told:.6g}; "
+                "what it tells is not known here"
+            )
+    return convention
 
 
 def check_steps(convention: Convention, scheduler: Any, run: Run, tolerance: float) -> None:
@@ -135,6 +162,9 @@ def _level(convention: Convention, run: Run, k: int) -> tuple[Tensor, Tensor]:
         sigma = torch.tensor(run.diary.sigmas[k], dtype=torch.float64)
         return (sigma, 1 - sigma) if convention.reversed else (1 - sigma, sigma)
     time = torch.tensor(run.of_first_stream()[k].time, dtype=torch.float64)
+    if convention.continuous:
+        sigma = torch.exp(4 * time)
+        return 1 / torch.hypot(sigma, torch.ones_like(sigma)), sigma / torch.hypot(sigma, torch.ones_like(sigma))
     return convention.schedule.path.alpha_sigma((time + 1) / convention.schedule.steps)
 
 
