@@ -145,7 +145,8 @@ What the numbers do not show:
 
 * A scheduler that clips its denoised images (`clip_sample`, `thresholding`) is taken without: a solver was fitted to
   the network and not to the clipping, and plays as it was fitted.
-* HiDream chooses its experts without a gradient (`torch.no_grad`), so its gradient lacks their part.
+* HiDream chooses its experts without a gradient (`torch.no_grad`), so its gradient lacks their part. Kandinsky's rounds
+  to bfloat16 inside, so that differences of it are no better than that.
 * UniPC and DPM-Solver tell a flow network integers; a solver tells it the times that it was fitted with. The pipeline
   of diffusion forcing rounds them itself, for every scheduler.
 

@@ -18,24 +18,11 @@ from typing import Any
 import torch
 
 from solverdistill.noise.paths import Discrete, Flow, make_path
-from solverdistill.teachers.diffusers.schedule import Schedule, make_schedule
+from solverdistill.teachers.diffusers.schedule import NO_ODE, Schedule, make_schedule
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "denoised": "sample", "flow": "flow_prediction"}
 SCHEDULE_KEYS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "shift")
 SCHEDULE_KEYS += ("snr_shift_scale", "invert_sigmas")
-CONSISTENCY = "estimates of a consistency model, with fresh noise in between"
-NO_ODE = {
-    "LCMScheduler": CONSISTENCY,
-    "TCDScheduler": CONSISTENCY,
-    "FlowMatchLCMScheduler": CONSISTENCY,
-    "CMStochasticIterativeScheduler": CONSISTENCY,
-    "SCMScheduler": CONSISTENCY,
-    "HeliosDMDScheduler": "estimates of a distilled model, with fresh noise in between",
-    "FlowMapEulerDiscreteScheduler": "jumps of a flow map, whose network is told two times",
-    "AmusedScheduler": "draws of tokens",
-    "VQDiffusionScheduler": "draws of tokens",
-    "RePaintScheduler": "steps back and forth",
-}
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,13 @@ def test_a_guider_is_set_in_the_view_alone() -> None:
     assert tiny.pipe.guider is own and float((outputs[0] - outputs[1]).abs().max()) > 1e-4
 
 
+def test_a_guider_of_some_steps_is_refused() -> None:
+    tiny = TINY["HunyuanVideo15Pipeline"]()
+    tiny.pipe.guider = tiny.pipe.guider.new(stop=0.5)
+    with pytest.raises(ValueError, match="interval 0 to 0.5 of its ClassifierFreeGuidance"):
+        teacher_of(tiny, torch.float32)
+
+
 def test_true_guidance_needs_a_negative_prompt() -> None:
     tiny = TINY["QwenImagePipeline"]()
     positive = {k: v for k, v in tiny.arguments.items() if not k.startswith("negative") and k != "true_cfg_scale"}
@@ -218,6 +225,8 @@ def test_an_untold_time_is_told_as_the_pipeline_tells_it() -> None:
     ("name", "changed", "sentence"),
     [
         ("Lumina2Pipeline", {"cfg_trunc_ratio": 0.3}, "guides by the number of the step"),
+        ("StableDiffusion3Pipeline", {"skip_guidance_layers": [0]}, "skip_guidance_layers .* by the number"),
+        ("LatentConsistencyModelPipeline", {}, "no steps of an ODE"),
         ("StableDiffusion3Pipeline", {"no_such": 1}, "takes no argument no_such"),
         ("StableDiffusion3Pipeline", {"latents": None}, "the teacher's to give"),
         ("StableDiffusion3Pipeline", {"prompts": PROMPTS}, "are both given"),

@@ -28,6 +28,19 @@ from solverdistill.noise.paths import Discrete, Flow, Path
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "denoised", "flow_prediction": "flow"}
 LAST_ALPHA_SQUARE = 2.0**-24
+CONSISTENCY = "estimates of a consistency model, with fresh noise in between"
+NO_ODE = {  # schedulers whose steps are no steps of an ODE, and what they are instead
+    "LCMScheduler": CONSISTENCY,
+    "TCDScheduler": CONSISTENCY,
+    "FlowMatchLCMScheduler": CONSISTENCY,
+    "CMStochasticIterativeScheduler": CONSISTENCY,
+    "SCMScheduler": CONSISTENCY,
+    "HeliosDMDScheduler": "estimates of a distilled model, with fresh noise in between",
+    "FlowMapEulerDiscreteScheduler": "jumps of a flow map, whose network is told two times",
+    "AmusedScheduler": "draws of tokens",
+    "VQDiffusionScheduler": "draws of tokens",
+    "RePaintScheduler": "steps back and forth",
+}
 
 
 @dataclass

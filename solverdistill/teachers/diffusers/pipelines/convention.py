@@ -25,7 +25,7 @@ from torch import Tensor
 from solverdistill.denoisers.base import per_sample
 from solverdistill.noise.paths import Discrete, Flow
 from solverdistill.teachers.diffusers.pipelines.watching import Run
-from solverdistill.teachers.diffusers.schedule import LAST_ALPHA_SQUARE, PREDICTIONS, Schedule, make_schedule
+from solverdistill.teachers.diffusers.schedule import LAST_ALPHA_SQUARE, NO_ODE, PREDICTIONS, Schedule, make_schedule
 
 FIRST_ORDER = ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler", "CogVideoXDDIMScheduler")  # whose step is Euler's
 
@@ -92,6 +92,8 @@ def read_convention(scheduler: Any, run: Run) -> Convention:
         ValueError: a kind of scheduler that is not known.
     """
     config, name = dict(scheduler.config), type(scheduler).__name__
+    if name in NO_ODE:
+        raise ValueError(f"the steps of {name} are no steps of an ODE but {NO_ODE[name]}; there is none to distil")
     if "sigma_data" in config:
         raise ValueError(f"{name} preconditions its network as EDM does, which pipelines as teachers do not know yet")
     steps = int(config.get("num_train_timesteps", 1000))

@@ -8,6 +8,7 @@ from typing import Any
 from solverdistill.teachers.diffusers.pipelines.view import View
 
 GUIDER = "guider"  # a component that guides, in pipelines without such an argument
+BY_NUMBER = ("skip_guidance_layers",)  # arguments that act in some steps, by their number among many
 SCALES = ("guidance_scale", "true_cfg_scale", "max_guidance_scale", "distilled_guidance_scale")
 
 
@@ -35,6 +36,23 @@ def find_argument(view: View, arguments: Mapping[str, Any], stated: str | None =
     if known and not (has_guider and not embedded):
         return known[0]
     return GUIDER if has_guider else None
+
+
+def refuse_by_number(view: View, arguments: Mapping[str, Any]) -> None:
+    """Refuse guidance that a few steps of sampling may not show: it acts in some of many steps, by their number.
+
+    Raises:
+        ValueError: there is such guidance.
+    """
+    guider = getattr(view.pipe, GUIDER, None)
+    ends = getattr(guider, "_start", 0.0), getattr(guider, "_stop", 1.0)
+    given = next((name for name in BY_NUMBER if arguments.get(name) is not None), None)
+    if given is None and ends != (0.0, 1.0):
+        given = f"the interval {ends[0]:g} to {ends[1]:g} of its {type(guider).__name__}"
+    if given is not None:
+        raise ValueError(
+            f"{given} of {view.name} acts by the number of the step and not by its noise level, which no solver knows"
+        )
 
 
 def scale_of(view: View, arguments: Mapping[str, Any], argument: str | None) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solverdistill.teachers.diffusers.pipelines.convention import Convention, check_steps, read_convention
-from solverdistill.teachers.diffusers.pipelines.guidance import find_argument, scale_of, with_scale
+from solverdistill.teachers.diffusers.pipelines.guidance import find_argument, refuse_by_number, scale_of, with_scale
 from solverdistill.teachers.diffusers.pipelines.joining import Unexplained, digest_of
 from solverdistill.teachers.diffusers.pipelines.replaying import Replay, call_arguments, log
 from solverdistill.teachers.diffusers.pipelines.view import View
@@ -76,6 +76,7 @@ def make_parts(setting: Setting) -> tuple[Replay, Convention, Shapes, float]:
         if not view.takes(name):
             known = ", ".join(list(view.parameters)[1:])
             raise ValueError(f"{view.name} takes no argument {name}; its call takes: {known}")
+    refuse_by_number(view, everything)
     argument = find_argument(view, everything, setting.guidance_argument)
     changed = with_scale(view, everything, argument, setting.guidance)
     arguments = dict(setting.arguments)
