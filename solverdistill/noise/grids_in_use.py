@@ -50,15 +50,15 @@ class Trained(NamedTuple):
 
     Args:
         sigmas: Ascending. Shape: (M,).
-        level: The level at fractional indices.
-        index: The index at which a level is sought.
+        level_at: The level at fractional indices.
+        index_of: The index at which a level is sought.
         largest: Where a grid begins.
         smallest: Where it ends but for 0.
     """
 
     sigmas: Tensor
-    level: Callable[[Tensor], Tensor]
-    index: Callable[[float], float]
+    level_at: Callable[[Tensor], Tensor]
+    index_of: Callable[[float], float]
     largest: float
     smallest: float
 
@@ -136,11 +136,11 @@ def _simple(trained: Trained, n: int) -> Tensor:
 
 
 def _normal(trained: Trained, n: int) -> Tensor:
-    return trained.level(_even(*_times(trained), n))
+    return trained.level_at(_even(*_times(trained), n))
 
 
 def _sgm_uniform(trained: Trained, n: int) -> Tensor:
-    return trained.level(_even(*_times(trained), n + 1)[:-1])
+    return trained.level_at(_even(*_times(trained), n + 1)[:-1])
 
 
 def _ddim_uniform(trained: Trained, n: int) -> Tensor:
@@ -180,7 +180,7 @@ def _even(start: float, end: float, n: int) -> Tensor:
 
 
 def _times(trained: Trained) -> tuple[float, float]:
-    return trained.index(trained.largest), trained.index(trained.smallest)
+    return trained.index_of(trained.largest), trained.index_of(trained.smallest)
 
 
 BETWEEN_ENDS: dict[str, Callable[[Trained, int], Tensor]] = {

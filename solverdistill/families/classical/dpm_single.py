@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import ClassVar
 
 import torch
@@ -53,21 +54,17 @@ class SingleStep(ExponentialIntegrator):
         else:
             c, S, z = end.alpha / start.alpha, end.sigma, h
         phi_1, phi_2, phi_3 = phi(z, 3)
-        d = [
-            (m - outputs[0]) / ((value - half_log_snr[0]) / h)
-            for m, value in zip(outputs, half_log_snr, strict=False)
-            if m is not outputs[0]
-        ]
+        shares = (half_log_snr[1:count] - half_log_snr[0]) / h
+        d = [(m - outputs[0]) / share for m, share in zip(outputs[1:], shares, strict=True)]
         total = outputs[0] * phi_1
         if count == 2:
             total = total + d[0] * (phi_2 if inner or self.taylor else phi_1 / 2)
         elif count == 3 and not self.taylor:
             total = total + d[1] * phi_2
         elif count == 3:
-            r_1, r_2 = (half_log_snr[1:3] - half_log_snr[0]) / h
-            total = (
-                total + (d[0] * r_2 - d[1] * r_1) * (phi_2 / (r_2 - r_1)) + (d[1] - d[0]) * (2 * phi_3 / (r_2 - r_1))
-            )
+            gap = shares[1] - shares[0]
+            D_1, D_2 = d[0] * shares[1] - d[1] * shares[0], (d[1] - d[0]) * 2
+            total = total + (D_1 * phi_2 + D_2 * phi_3) / gap
         return x * c - total * (S * z)
 
     def output_at(self, x: State, level: Level, denoised: State) -> State:
@@ -154,18 +151,15 @@ class DPMFast(SingleStep):
         return [*[1] * first, *fast_orders(self.steps - first - last, self.order), *[1] * last]
 
     def step(self, i: int, x: State, history: History, denoise: Evaluator, values: Timeline) -> tuple[State, History]:
-        begin = 0
-        for order in self.orders(values):
-            if begin + order > i:
-                break
-            begin += order
+        ends = list(accumulate(self.orders(values), initial=0))
+        begin, end = next((a, b) for a, b in pairwise(ends) if i < b)
         denoised = self.denoised(i, x, denoise, values)
         if values.singular(i):
             return self.first_order(i, x, denoised, values), ()
         start, outputs = (x, ()) if i == begin else (history[0], history[1:])
         outputs = (*outputs, self.output_at(x, values.level(i), denoised))
         levels = [values.level(k) for k in range(begin, i + 2)]
-        is_last = i + 1 == begin + order
+        is_last = i + 1 == end
         return self.advance(start, outputs, levels, inner=not is_last), () if is_last else (start, *outputs)
 
 
