@@ -81,8 +81,8 @@ class SASolver(ExponentialIntegrator):
     Args:
         order: Largest order of the predictor, 1 to 3.
         corrector_order: Largest order of the corrector, up to 4; 0 corrects nothing.
-        replace_order_2: Weights of order 2 as published for few steps: -h^2 / (2 (lambda_0 - lambda_-1)) for the older
-            output of the predictor, h / 2 for the new one of the corrector.
+        replace_order_2: Weights of order 2 as published for few steps: -h^2 / (2 gap) for the older output of the
+            predictor, a gap in half_log_snr before the newer one, and h / 2 for the new one of the corrector.
     Reference: Xue et al., "SA-Solver", NeurIPS 2023, Alg. 1, with tau = 0, at which there is no noise.
     """
 
