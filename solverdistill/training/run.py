@@ -24,7 +24,7 @@ from solverdistill.references.choice import Choice
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
 from solverdistill.training.configuration import Run
-from solverdistill.training.costs import Costs
+from solverdistill.training.costs import Costs, reference_cost
 from solverdistill.training.descent import refuse_unused
 from solverdistill.training.exporting import export, make_provenance, write_reports
 from solverdistill.training.isolation import own_surroundings
@@ -71,10 +71,14 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     student = run.student if checkpoint is None else run.student.rebuilt(family_of_checkpoint(checkpoint, run.student))
     data = run.data(student, device, TargetProgress() if first else None)
     watcher, costs = Watcher(), None
+    of = student.family.nfe, student.family.depth
+    fits = sum(fit.expected(plan) for fit in plan.fits.values())
+    if evaluation.enabled:
+        compared = evaluation.samples(*of, run.targets.test_samples, reference_cost(data), fits)
+        data.settings = replace(data.settings, test_samples=compared)
     if first:
         say_hello(run)
-        of = student.family.nfe, student.family.depth, run.targets.test_samples
-        comparison = evaluation.expected(*of) if evaluation.enabled else None
+        comparison = evaluation.expected(*of, data.settings.test_samples) if evaluation.enabled else None
         costs = say_costs(run, plan, data, comparison)
         watcher = Logged(trainer, costs)
     standing = fit_all(plan, replace(run.begin, student=student), data, watcher)
