@@ -6,6 +6,9 @@
     python scripts/benchmark.py fits                           # every fit on the same students
     python scripts/benchmark.py families --nfe 6 --solvers gas ld3 --jobs 2 --set optimizer.lr=0.01 --out trial.md
     python scripts/benchmark.py parallel --depth 2 3 5         # points beside a sequential solver, against epd
+    python scripts/benchmark.py pipelines                      # which pipelines of diffusers play a solver, how exactly
+    python scripts/benchmark.py scheduler-tests CHECKOUT       # diffusers' own tests of schedulers, on ours
+    python scripts/benchmark.py samplers --comfyui ../ComfyUI  # other people's samplers against their tables
 
 `families`, `fits` and `parallel` go on where they were when started again with the same settings: what is done stands
 in a file beside their report.
@@ -45,6 +48,27 @@ def parallel(arguments: argparse.Namespace) -> None:
     run(arguments)
 
 
+def pipelines(arguments: argparse.Namespace) -> None:
+    """Which pipelines of diffusers play a solver, and how exactly."""
+    from benchmarks.pipelines import run
+
+    run(arguments)
+
+
+def scheduler_tests(arguments: argparse.Namespace) -> None:
+    """diffusers' own tests of schedulers, on ours."""
+    from benchmarks.scheduler_tests import run
+
+    run(arguments)
+
+
+def samplers(arguments: argparse.Namespace) -> None:
+    """Other people's samplers as tables."""
+    from benchmarks.samplers import run
+
+    run(arguments)
+
+
 def student(arguments: argparse.Namespace) -> None:
     """One line of `families`, which runs each in a process of its own."""
     from benchmarks.student import run
@@ -60,6 +84,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     _add_families(commands.add_parser("families", help="error of every student after the same number of evaluations"))
     _add_fits(commands.add_parser("fits", help="error of every fit against evaluations and seconds"))
     _add_parallel(commands.add_parser("parallel", help="parallel, its sequential start and epd at the same depth"))
+    _add_pipelines(commands.add_parser("pipelines", help="how exactly the pipelines of diffusers play a solver"))
+    tests = commands.add_parser("scheduler-tests", help="the common tests of diffusers' schedulers, on ours")
+    tests.add_argument("checkout", type=Path, help="folder of the repository of diffusers")
+    tests.set_defaults(run=scheduler_tests)
+    _add_samplers(commands.add_parser("samplers", help="schedulers of diffusers and samplers of ComfyUI as tables"))
     one = commands.add_parser("student", help="one student of `families`, in the process that it is given")
     one.add_argument("job", help="what to do, as JSON")
     one.add_argument("result", type=Path, help="file for the result, as JSON")
@@ -131,6 +160,19 @@ def _add_parallel(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("docs/benchmarks/parallel.md"), help="Markdown file; json lies beside it"
     )
     parser.set_defaults(run=parallel)
+
+
+def _add_pipelines(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", default=[], help="parts of names of pipelines (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("docs/pipelines.md"), help="Markdown file")
+    parser.set_defaults(run=pipelines)
+
+
+def _add_samplers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--comfyui", type=Path, help="checkout of ComfyUI, whose requirements are installed")
+    parser.add_argument("--steps", type=_positive, default=8, help="steps (default: 8)")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/samplers.md"), help="Markdown file")
+    parser.set_defaults(run=samplers)
 
 
 def _positive(text: str) -> int:

@@ -1,81 +1,91 @@
-"""The nodes: a solver file becomes a SAMPLER and the SIGMAS it was fitted to.
-
-Needs torch and solverdistill's core, nothing else. Sampler and sigmas go to SamplerCustom or SamplerCustomAdvanced.
-"""
+"""The nodes of this folder."""
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-from typing import Any
+from .description import Input, Node, Output
+from .distilling import distil
+from .loading import BATCHES, CONVENTIONS, check_file, choices, digest_of, load
 
-import comfy.samplers  # pyright: ignore[reportMissingImports]
+SAMPLER = Output("sampler", "SAMPLER", "For SamplerCustom or SamplerCustomAdvanced, together with its sigmas")
+SIGMAS = Output("sigmas", "SIGMAS", "The noise levels that the solver was fitted to; it plays no others")
+MORE = "Another prompt; every sample of the fit draws one of those connected"
 
-from solverdistill.consumers.kdiffusion import convention_of, sample_learned, sigmas_of
-from solverdistill.programs.solver_file import SolverFile, read_solver
+LOAD = Node(
+    "LoadLearnedSolver",
+    "Load learned solver",
+    "Loads a solver.json: use sampler and sigmas together, at the guidance it was fitted to.",
+    load,
+    (
+        Input("file", "COMBO", "A file of models/solvers, or a solver of the zoo", None, choices),
+        Input(
+            "model",
+            "COMBO",
+            "What the MODEL predicts, for files that do not say what they were fitted to",
+            "from file",
+            lambda: list(CONVENTIONS),
+        ),
+        Input(
+            "parallel",
+            "COMBO",
+            "Evaluations that do not depend on each other: auto takes one batch, one after the other saves memory",
+            "auto",
+            lambda: list(BATCHES),
+        ),
+        Input(
+            "denoise",
+            "FLOAT",
+            "Below 1 for image to image: the share of the steps to take, the last ones",
+            1.0,
+            limits=(0.01, 1.0, 0.01),
+            optional=True,
+        ),
+        Input("for_model", "MODEL", "The MODEL to sample with: checked now instead of when it samples", optional=True),
+    ),
+    (SAMPLER, SIGMAS, Output("about", "STRING", "Costs of the solver, and what it was fitted to")),
+    check_file,
+    digest_of,
+)
 
-MODELS = ("from file", "eps or v", "flow")
-CONVENTIONS = {"eps or v": "edm", "flow": "flow"}
-BATCHES = {"auto": None, "as one batch": True, "one after the other": False}
+DISTIL = Node(
+    "DistilSolver",
+    "Distil solver",
+    "Fits a solver to this MODEL with its LoRAs, prompts, cfg and size, saves it in models/solvers and hands it on.",
+    distil,
+    (
+        Input("model", "MODEL", "The MODEL to sample with, after its LoRAs"),
+        Input("positive", "CONDITIONING", "A prompt of the kind that the solver is for"),
+        Input("negative", "CONDITIONING", "The negative prompt"),
+        Input("latent_image", "LATENT", "An empty latent of the size that the solver is for; its batch does not count"),
+        Input("cfg", "FLOAT", "Guidance scale that the solver is for", 7.0, limits=(0.0, 100.0, 0.1)),
+        Input("nfe", "INT", "Evaluations of the network per image of the solver", 6, limits=(1, 50, 1)),
+        Input(
+            "budget",
+            "INT",
+            "Evaluations that distilling takes, about, and at least some 160 times nfe; an image of 20 steps takes 20",
+            2000,
+            limits=(500, 1000000, 100),
+        ),
+        Input("seed", "INT", "Seed of the noise", 0, limits=(0, 2**32 - 1, 1)),
+        Input(
+            "batch", "INT", "Images per call of the network; more are faster where memory allows", 1, limits=(1, 64, 1)
+        ),
+        Input("save_as", "STRING", "Name of the file in models/solvers; a number is added", "distilled"),
+        Input(
+            "gradients",
+            "BOOLEAN",
+            "Take derivatives of the network too: nearer to its images, for more memory; not every network can",
+            False,
+            optional=True,
+        ),
+        *(Input(f"positive_{i}", "CONDITIONING", MORE, optional=True) for i in (2, 3, 4)),
+    ),
+    (
+        SAMPLER,
+        SIGMAS,
+        Output("file", "STRING", "Name of the file in models/solvers"),
+        Output("about", "STRING", "Costs of the solver, its error on held-out noise, and what fitting it took"),
+    ),
+    ends=True,
+)
 
-
-class LoadLearnedSolver:
-    """Load a solver.json."""
-
-    CATEGORY = "sampling/custom_sampling"
-    FUNCTION = "load"
-    RETURN_TYPES = ("SAMPLER", "SIGMAS", "STRING")
-    RETURN_NAMES = ("sampler", "sigmas", "about")
-    DESCRIPTION = "A distilled solver: use sampler and sigmas together, at denoise 1 and the guidance it was fitted to."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What the node asks for."""
-        place = ("STRING", {"default": "solver.json", "tooltip": "Path of a solver.json, or zoo:<name>"})
-        model = (list(MODELS), {"tooltip": "What the model predicts, where the file does not say it"})
-        batch = (list(BATCHES), {"tooltip": "Evaluations that do not depend on each other; auto takes one batch"})
-        return {"required": {"file": place, "model": model, "parallel": batch}}
-
-    @classmethod
-    def IS_CHANGED(cls, file: str, model: str, parallel: str) -> str:
-        """Digest of the file, so that an edited one is read again."""
-        path = Path(file).expanduser()
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else file
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, file: str | None = None) -> bool | str:
-        """Whether the file can be played, or the sentence why not; a connected input is not known yet."""
-        try:
-            if file is not None:
-                read_file(file)
-        except ValueError as error:
-            return str(error)
-        return True
-
-    def load(self, file: str, model: str, parallel: str) -> tuple[Any, Any, str]:
-        """Sampler, sigmas, and a line about the solver."""
-        solver = read_file(file)
-        convention = CONVENTIONS.get(model) or convention_of(solver)
-        options = {"solver": solver, "parallel": BATCHES[parallel]}
-        sampler = comfy.samplers.KSAMPLER(sample_learned, extra_options=options)
-        return sampler, sigmas_of(solver, convention), describe(solver)
-
-
-def read_file(file: str) -> SolverFile:
-    """Read a solver.json, or `zoo:<name>`."""
-    return read_solver(file if file.startswith("zoo:") else Path(file).expanduser())
-
-
-def describe(solver: SolverFile) -> str:
-    """Name, costs and what the solver was fitted to, in a line."""
-    teacher = solver.provenance.get("teacher")
-    fitted = teacher.get("name") if isinstance(teacher, dict) else teacher
-    parts = [f"{solver.family.get('name', 'solver')}: nfe {solver.program.nfe}, depth {solver.program.depth}"]
-    parts += [f"fitted to {fitted}"] if fitted else []
-    guidance = solver.provenance.get("guidance")
-    parts += [f"guidance {guidance}"] if guidance is not None else []
-    return ", ".join(parts)
-
-
-NODE_CLASS_MAPPINGS = {"LoadLearnedSolver": LoadLearnedSolver}
-NODE_DISPLAY_NAME_MAPPINGS = {"LoadLearnedSolver": "Load learned solver"}
+NODES = (LOAD, DISTIL)

@@ -33,10 +33,10 @@ def main(config: dict[str, Any]) -> None:
     if prompts is not None and classes is None:
         classes = list(range(teacher.conditions.count))
     plan = SamplingPlan(parse_seeds(config["seeds"]), classes, config["batch_size"], config["grid_images"])
+    teacher, denoiser = make_guided(teacher, guidance)
     fitted: Any = file.provenance.get("teacher") or {}
     if fitted.get("fingerprint") not in (None, teacher.fingerprint()):
         console().print(f"note: the solver was fitted to another teacher, {fitted.get('name')}", soft_wrap=True)
-    teacher, denoiser = make_guided(teacher, guidance)
     device = pick_device(config["device"])
     bar, total, output = TargetProgress("images"), len(plan.wanted), Path(config["output_dir"])
     images = draw(plan, file.program, teacher, denoiser.to(device), device, lambda done: bar(teacher.name, done, total))

@@ -24,6 +24,8 @@ from solverdistill.programs.program import SolverProgram
 from solverdistill.programs.solver_file import SolverFile, read_solver
 from solverdistill.teachers.own.integer_times import snap_program
 
+OWN_SCALE = ("StableDiffusionLatentUpscalePipeline",)  # undoes the preconditioning of Euler's method by itself
+
 
 def scheduler_config(solver: Any, target: Any = None, initial_noise: str = "unit") -> dict[str, Any]:
     """Arguments of `LearnedSolverScheduler` for a solver and a network.
@@ -43,6 +45,8 @@ def scheduler_config(solver: Any, target: Any = None, initial_noise: str = "unit
     file = as_solver_file(solver)
     teacher = file.provenance.get("teacher")
     teacher = teacher if isinstance(teacher, Mapping) else {}
+    if type(target).__name__ in OWN_SCALE:
+        raise ValueError(f"{type(target).__name__} computes with its scheduler's states; only that scheduler has them")
     network = find_network(target, teacher)
     timesteps, levels, rows = convert(snap_program(file.program, teacher), network)
     if teacher.get("discrete_times"):
@@ -123,6 +127,16 @@ def whole_timesteps(timesteps: Sequence[float], offset: int = 0) -> list[int]:
     return [integer + offset for integer in whole]
 
 
+def replaced_config(target: Any) -> dict[str, Any]:
+    """All that the configuration of a scheduler says, private keys left out but for the names of its own defaults.
+
+    Args:
+        target: As in `scheduler_config`; nothing is known of None.
+    """
+    config = _config_of(target)
+    return {key: value for key, value in config.items() if key[0] != "_" or key == "_use_default_values"}
+
+
 def find_network(target: Any, teacher: Any) -> NetworkSchedule:
     """The network's schedule, from a pipeline, scheduler, configuration, its file or folder, or a teacher description.
 
@@ -132,14 +146,20 @@ def find_network(target: Any, teacher: Any) -> NetworkSchedule:
     """
     if target is None:
         return NetworkSchedule.from_teacher(teacher if isinstance(teacher, Mapping) else {})
+    return NetworkSchedule.from_config(_config_of(target))
+
+
+def _config_of(target: Any) -> dict[str, Any]:
+    if target is None:
+        return {}
     if isinstance(target, (str, os.PathLike)):
         target = _read_config(Path(target))
     target = getattr(target, "scheduler", target)
     if isinstance(target, Mapping):
-        return NetworkSchedule.from_config(target)
+        return dict(target)
     if not hasattr(target, "config"):
         raise ValueError(f"a pipeline, a scheduler or its configuration is needed, not {type(target).__name__}")
-    return NetworkSchedule.from_config({"_class_name": type(target).__name__, **target.config})
+    return {"_class_name": type(target).__name__, **target.config}
 
 
 def as_solver_file(solver: Any) -> SolverFile:

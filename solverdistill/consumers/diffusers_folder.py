@@ -7,7 +7,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from solverdistill.consumers.diffusers_config import scheduler_config
 from solverdistill.support.files import write_atomically
 
 STANDALONE = "learned_solver_scheduler.py"
@@ -33,7 +32,7 @@ def write_scheduler(
     """
     from solverdistill.consumers.diffusers import LearnedSolverScheduler
 
-    scheduler = LearnedSolverScheduler(**scheduler_config(solver, target, initial_noise))
+    scheduler = LearnedSolverScheduler.from_solver(solver, target, initial_noise)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     scheduler.save_pretrained(folder)

@@ -5,8 +5,12 @@ The convention: ``sample_x(model, x, sigmas, extra_args, callback, disable, **op
 state at ``sigmas[0]``; `callback` gets ``{x, i, sigma, sigma_hat, denoised}`` once per step.
 
 The sigmas are the levels of the first state and of the state after every step, from the file (`sigmas_of`); a solver's
-numbers belong to them, so foreign ones are refused. The last one is the level of the returned state: 0 where the solver
-goes to clean data, else as small as its grid ends.
+numbers belong to them, so foreign ones are refused. Those of its last steps alone go on from a noised image
+(`sigmas_of(solver, denoise=0.5)`). The last one is the level of the returned state: 0 where the solver goes to clean
+data, else as small as its grid ends.
+
+ComfyUI's inpainting is a model that mixes the picture to be kept into its input and its output. A solver's last row
+need not leave that part alone (it may hold noise, and its weights need not sum to one), so it is put right at the end.
 """
 
 from __future__ import annotations
@@ -19,11 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solverdistill.consumers.state_scales import Scale, Solver, convention_of, program_of, sigmas_of
+from solverdistill.consumers.state_scales import Scale, Solver, convention_of, sigmas_of
 from solverdistill.programs.playing import Evaluation, sample
 from solverdistill.programs.program import SolverProgram
 
-__all__ = ["convention_of", "sample_learned", "sigmas_of"]
+__all__ = ["convention_of", "kind_of_sigmas", "sample_learned", "sigmas_of"]
+
+
+def kind_of_sigmas(solver: Solver, sigmas: Tensor) -> str:
+    """The convention, "edm" or "flow", in which given sigmas are a solver's, or those of its last steps.
+
+    Raises:
+        ValueError: they are in neither.
+    """
+    return "flow" if Scale.matching(solver, sigmas)[1].flow else "edm"
 
 
 def sample_learned(
@@ -48,22 +61,69 @@ def sample_learned(
         callback: Called once per step, with the state before it and the first denoised image of the step.
         disable: Show no progress bar; None shows one in a terminal. It needs tqdm.
         solver: A program, or a file as `read_solver` gives it.
-        parallel: Give evaluations that do not depend on each other to the model as one batch. None does so unless
-            there is a `denoise_mask`, whose images have the size of the batch.
+        parallel: Give evaluations that do not depend on each other to the model as one batch. None and True do so
+            unless there is a `denoise_mask`, whose images have the size of the batch.
     Returns:
         The state at ``sigmas[-1]``, in the dtype of x. Shape: as x.
     Raises:
         ValueError: the sigmas are not those of the solver.
     """
-    scale, program, arguments = Scale.matching(solver, sigmas), program_of(solver).detach(), dict(extra_args or {})
-    if parallel is None:
-        parallel = arguments.get("denoise_mask") is None
+    program, scale = Scale.matching(solver, sigmas)
+    program, arguments = program.detach(), dict(extra_args or {})
+    kept = _Kept.of(model, arguments, program, scale)
+    parallel = parallel is not False and kept is None
     noise = x.to(torch.promote_types(x.dtype, torch.float32)) / scale.start.noise
     network = _Network(model, arguments, scale.flow, len(x), x.dtype)
     with _progress(len(scale.sigmas) - 1, disable) as advance:
         steps = _Steps(program, scale, noise, x.dtype, callback, advance)
         last = sample(program, network, noise, callback=steps, stage_batch=None if parallel else len(x))
+    if kept is not None:
+        last = kept.put_back(last, noise, program)
     return (last / scale.factor(*program.level[-1].tolist())).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What a noise mask keeps of a picture.
+
+    Args:
+        mask: 1 where the picture is made anew, 0 where it is kept, as of the last evaluation.
+        latent: The picture, in data units.
+    """
+
+    mask: Tensor
+    latent: Tensor
+
+    @staticmethod
+    def of(model: Any, arguments: Mapping[str, Any], program: SolverProgram, scale: Scale) -> _Kept | None:
+        """The mask among a call's arguments and the picture that the model keeps; None for no mask.
+
+        Raises:
+            ValueError: there is a mask, and the model has no picture.
+        """
+        mask = arguments.get("denoise_mask")
+        if mask is None:
+            return None
+        latent = getattr(model, "latent_image", None)
+        if latent is None:
+            raise ValueError("a denoise_mask was given, but the model has no latent_image to keep, as ComfyUI's has")
+        change = (arguments.get("model_options") or {}).get("denoise_mask_function")
+        if change is not None:  # differential diffusion: masks that depend on the noise level
+            alpha, sigma = float(program.alpha[-1]), float(program.sigma[-1])
+            told = latent.new_full((len(latent),), sigma / scale.factor(alpha, sigma))
+            options = {"model": getattr(model, "inner_model", model), "sigmas": getattr(model, "sigmas", None)}
+            mask = change(told, mask, extra_options=options)
+        return _Kept(mask, latent)
+
+    def put_back(self, last: Tensor, noise: Tensor, program: SolverProgram) -> Tensor:
+        """The last row with alpha times the picture in place of what it made of picture and noise where it is kept.
+
+        Every denoised image is m net + (1 - m) latent, so the row holds (1 - m) (sum B latent + A noise) too much.
+        """
+        alpha, own = float(program.level[-1, 0]), float(program.B[-1].sum())
+        mask, latent = self.mask.to(last.dtype), self.latent.to(last.dtype)
+        change = latent * (alpha - own) - noise * float(program.A[-1, 0])
+        return torch.where(mask == 0, latent * alpha, last + (1 - mask) * change)
 
 
 class _Network:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from solverdistill import families
 from solverdistill.programs.program import SolverProgram
+from solverdistill.programs.restarting import restarted
 from solverdistill.programs.solver_file import SolverFile
 
 CONVENTIONS = ("edm", "flow")
@@ -32,7 +33,7 @@ def program_of(solver: Solver) -> SolverProgram:
     return solver if isinstance(solver, SolverProgram) else solver.program
 
 
-def sigmas_of(solver: Solver, convention: str | None = None) -> Tensor:
+def sigmas_of(solver: Solver, convention: str | None = None, denoise: float = 1.0) -> Tensor:
     """The sigmas that a solver is played with: of its first state, then of the state after every step.
 
     Where a solver file holds its family, the first state is that of the family's grid. Of a table alone it is the first
@@ -41,13 +42,23 @@ def sigmas_of(solver: Solver, convention: str | None = None) -> Tensor:
     Args:
         solver: A program, or a file as `read_solver` gives it.
         convention: "edm" or "flow"; None takes that of the teacher named in the file, and "edm" for a program.
+        denoise: Below 1, the share of the steps to take, the last ones and at least one: a noised image goes on from
+            the level that the network is told there (`programs.restarting`).
     Returns:
         Decreasing sigmas, float32. Shape: (steps + 1,).
     Raises:
-        ValueError: the convention is unknown, or the solver starts at pure noise, which has no sigma in "edm".
+        ValueError: the convention is unknown, the solver starts at pure noise, which has no sigma in "edm", or denoise
+            is not above 0 and at most 1.
     """
     convention = convention_of(solver) if convention is None else convention
-    return torch.tensor(_sigmas(solver, convention), dtype=torch.float32)
+    if not 0 < denoise <= 1:
+        raise ValueError(f"denoise must be above 0 and at most 1, not {denoise:g}")
+    sigmas = _sigmas(solver, convention)
+    if denoise < 1:
+        wanted = max(1, math.floor((len(sigmas) - 1) * denoise + 0.5))
+        tails = [_sigmas(later, convention) for later in _later_starts(solver, convention)]
+        sigmas = next((tail for tail in [sigmas, *tails] if len(tail) - 1 <= wanted), tails[-1] if tails else sigmas)
+    return torch.tensor(sigmas, dtype=torch.float32)
 
 
 def convention_of(solver: Solver) -> str:
@@ -89,22 +100,27 @@ class Scale:
         return Scale(flow, Start(alpha, sigma, noise / factor), _sigmas(solver, convention), _rows(solver))
 
     @staticmethod
-    def matching(solver: Solver, sigmas: Tensor) -> Scale:
-        """The convention in which the given sigmas are the solver's.
+    def matching(solver: Solver, sigmas: Tensor) -> tuple[SolverProgram, Scale]:
+        """What to play, and the convention, where the given sigmas are the solver's, or those of its last steps.
 
         Raises:
-            ValueError: there is none.
+            ValueError: they are neither.
         """
         given = [float(value) for value in sigmas]
         own = [name for name in (convention_of(solver), *CONVENTIONS) if _first_state(solver)[0] > 0 or name == "flow"]
         for convention in own:
             if _agree(given, _sigmas(solver, convention)):
-                return Scale.of(solver, convention)
+                return program_of(solver), Scale.of(solver, convention)
+        for convention in own:
+            for later in _later_starts(solver, convention):
+                if _agree(given, _sigmas(later, convention)):
+                    return later, Scale.of(later, convention)
         expected = _sigmas(solver, own[0])
         raise ValueError(
             f"these sigmas are not the solver's: it was fitted to {len(expected) - 1} steps from {expected[0]:.6g} to "
-            f"{expected[-1]:.6g} and plays no others, got {len(given) - 1} from {given[0] if given else math.nan:.6g}; "
-            "take them from sigmas_of(solver), or from the SIGMAS output of the node that loads it"
+            f"{expected[-1]:.6g} and plays these or its last ones, got {len(given) - 1} from "
+            f"{given[0] if given else math.nan:.6g}; take them from sigmas_of(solver), or from the SIGMAS output of "
+            "the node that loads it"
         )
 
     def factor(self, alpha: float, sigma: float) -> float:
@@ -133,6 +149,22 @@ def _rows(solver: Solver) -> list[int]:
     program = program_of(solver)
     rows = range(program.nfe, len(program.level))
     return [r for r in rows if _has_family(solver) or bool(program.mask[r, program.inputs :].any())]
+
+
+def _later_starts(solver: Solver, convention: str) -> list[SolverProgram]:
+    """The solver from its second step on, from its third, and so on, where a noised image can begin there."""
+    program, used, starts = program_of(solver).detach(), set[int](), []
+    for i, row in enumerate(_rows(solver)):
+        own = [k for k in program.mask[row, program.inputs :].nonzero().flatten().tolist() if k not in used]
+        used.update(own)
+        if (
+            i
+            and own
+            and float(program.sigma[own[0]]) > 0
+            and (convention == "flow" or float(program.alpha[own[0]]) > 0)
+        ):
+            starts.append(restarted(program, own[0]))
+    return starts
 
 
 def _sigmas(solver: Solver, convention: str) -> list[float]:

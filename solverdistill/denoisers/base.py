@@ -43,6 +43,7 @@ class Teacher(nn.Module):
     """
 
     data_range: tuple[float, float] = (-1.0, 1.0)  # values of black and white in decoded samples, for figures
+    own_guidance: float | None = None  # scale in effect of a teacher that guides itself; None for all others
 
     def __init__(
         self,
@@ -87,6 +88,14 @@ class Teacher(nn.Module):
     def null_cond(self, cond: Any) -> Any:
         """The unconditional counterpart of a batch of conditions."""
         return pytree.tree_map(lambda label: torch.full_like(label, -1), cond)
+
+    def guided(self, rule: Any) -> Teacher:
+        """A teacher that guides itself (see `own_guidance`), guided by a `GuidanceRule`."""
+        raise NotImplementedError(f"{self.name} does not guide itself")
+
+    def passes(self, program: Any) -> int:
+        """Network passes per sample of a `SolverProgram`."""
+        return program.nfe
 
     def decode(self, samples: Tensor) -> Tensor:
         """Images in [-1, 1] of samples, differentiable: latent teachers decode here, others give them back."""

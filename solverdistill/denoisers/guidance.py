@@ -92,24 +92,37 @@ class GuidanceRule:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in stated.items()}
 
 
-def make_guided(teacher: Teacher, guidance: GuidanceRule | float | Mapping[str, Any]) -> tuple[Teacher, nn.Module]:
+def make_guided(
+    teacher: Teacher, guidance: GuidanceRule | float | Mapping[str, Any] | None
+) -> tuple[Teacher, nn.Module]:
     """Guide a teacher as a configuration says.
 
     Args:
-        teacher: The conditional teacher.
-        guidance: A scale, or a mapping with `scale`, `interval` and `channels`, as in `GuidanceRule`.
+        teacher: The conditional teacher, or one that guides itself: it comes back, at the scale that is asked for.
+        guidance: A scale, or a mapping with `scale`, `interval` and `channels`, as in `GuidanceRule`; None is 1, or
+            what a teacher that guides itself does.
     Returns:
         The teacher to draw conditions from, which is the given one unless scales are drawn with them; and the denoiser.
     Raises:
         ValueError, TypeError: the guidance cannot be used with this teacher.
     """
-    rule = GuidanceRule.of(guidance)
+    rule = GuidanceRule.of(settled_guidance(teacher, guidance))
+    if teacher.own_guidance is not None:
+        own = teacher.guided(rule)
+        return own, own
     if not rule.drawn and rule.interval is None and rule.channels is None:
         assert not isinstance(rule.scale, tuple)
         return teacher, Guided(teacher, rule.scale, teacher.null_cond)
     if rule.channels is not None and rule.channels > teacher.shape[0]:
         raise ValueError(f"guidance.channels={rule.channels} is more than the {teacher.shape[0]} of {teacher.name}")
     return ScaleDrawn(teacher, rule) if rule.drawn else teacher, RuleGuided(teacher, rule)
+
+
+def settled_guidance(teacher: Teacher, guidance: Any) -> Any:
+    """What a run's guidance stands for: None is 1, or what a teacher that guides itself does."""
+    if guidance is not None:
+        return guidance
+    return 1.0 if teacher.own_guidance is None else teacher.own_guidance
 
 
 class ScaleDrawn(Teacher):
@@ -222,6 +235,8 @@ def network_passes(denoiser: Denoiser, program: SolverProgram) -> int:
     if isinstance(denoiser, RuleGuided) and denoiser.passes == 2:
         inside = denoiser.inside(program.alpha, program.sigma)
         return program.nfe + (program.nfe if inside is None else int(inside.sum()))
+    if isinstance(denoiser, Teacher):
+        return denoiser.passes(program)
     return program.nfe * (denoiser.passes if isinstance(denoiser, Guided) else 1)
 
 

@@ -18,6 +18,7 @@ from solverdistill.references.targets import Targets
 from solverdistill.support.progress import console
 from solverdistill.support.type_checks import check_fields
 
+FEWEST = 32  # samples of a comparison, whatever it may take
 MEANING = "RMSE (per image, data units) and PSNR against the reference end points; best values in bold."
 
 
@@ -27,6 +28,8 @@ class EvaluationSettings:
 
     Args:
         enabled: Whether there is a comparison.
+        share: How many evaluations it takes, its reference end points included, at most, as a part of those of the
+            fits; as many held-out samples are compared, 32 at least. None compares all of them.
         batch_size: Samples per network call and stage.
         grid_samples: Rows of the sample grid.
         curve_nfe: Costs at which classical solvers are drawn in the figure.
@@ -34,6 +37,7 @@ class EvaluationSettings:
     """
 
     enabled: bool = True
+    share: float | None = 0.1
     batch_size: int = 128
     grid_samples: int = 10
     curve_nfe: list[int] = field(default_factory=lambda: list(CURVE_NFE))
@@ -41,6 +45,24 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.share is not None and not self.share > 0:
+            raise ValueError(f"evaluation.share must be above 0, or null for no limit, not {self.share}")
+
+    def samples(self, nfe: int, depth: int, most: int, reference: int, fits: int) -> int:
+        """How many held-out samples are compared.
+
+        Args:
+            nfe: The student's evaluations.
+            depth: Its sequential calls.
+            most: Held-out samples that there are.
+            reference: Evaluations of a reference end point.
+            fits: Evaluations of the fits.
+        """
+        if self.share is None:
+            return most
+        allowed = self.share * fits
+        within = (n for n in range(most, FEWEST, -1) if self.expected(nfe, depth, n) + n * reference <= allowed)
+        return next(within, min(FEWEST, most))
 
     def expected(self, nfe: int, depth: int, samples: int) -> int:
         """The most evaluations that `compare_at_the_end` takes, beside those of the reference end points.
@@ -50,7 +72,7 @@ class EvaluationSettings:
             depth: Its sequential calls, with which classical solvers are compared too.
             samples: Held-out samples.
         """
-        solvers = sum(len(baseline.grids) for baseline in CLASSICAL)
+        solvers = sum(len(baseline.short) for baseline in CLASSICAL)
         few = len(lower_starts.SHIFTS) * solvers * min(lower_starts.SAMPLES, samples)
         compared = sum(cost * ((solvers + lower_starts.KEPT) * samples + few) for cost in {nfe, depth})
         curves = sum(self.curve_nfe) * solvers * min(self.curve_samples, samples)
@@ -67,7 +89,7 @@ def compare_at_the_end(
     targets: Targets,
     reference_error: float | None = None,
 ) -> Comparison:
-    """Compare a student with every classical solver of the same nfe and of the same depth, and show it.
+    """Compare a student with the short list of classical solvers at the same nfe and depth, and show it.
 
     Args:
         settings: What to do.
@@ -82,7 +104,7 @@ def compare_at_the_end(
         The rows of metrics.csv.
     """
     shown = label, program, teacher, denoiser, targets, settings.batch_size, reference_error
-    found = compare_with_classical(*shown)
+    found = compare_with_classical(*shown, short=True)
     screen, table = console(), found.layout
     print_table(screen, table, found.names)
     write_csv(output / "metrics.csv", found)

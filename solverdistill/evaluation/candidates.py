@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from solverdistill import families
 from solverdistill.families.base import Family
-from solverdistill.noise.grids import Grid, lower_start
+from solverdistill.noise.grids import KINDS, Grid, lower_start
+from solverdistill.noise.grids_in_use import IN_USE, OF_TRAINING
 from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import Flow, Path
 from solverdistill.programs.playing import Denoise, sample
@@ -65,18 +66,21 @@ class Baseline:
     Args:
         name: Name in `families.ROSTER`.
         label: Name in tables, without the grid.
-        grids: Grid kinds it is tried on, the usual one first; `polynomial` has rho 7. On a flow path all are uniform in
-            its time, and a solver of several grids is tried on the one linear in log-SNR too.
+        grids: Grid kinds it is tried on, the usual one first; `polynomial` has rho 7. On a flow path all but those that
+            go on to 0 are uniform in its time, and a solver of several is tried on the one linear in log-SNR too.
         options: Hyperparameters of the family.
+        short: Grid kinds on which it is in the short list; on a flow path it is there on all or none.
     """
 
     name: str
     label: str
     grids: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    short: tuple[str, ...] = ()
 
 
 AFS_SUFFIX = " + AFS"
+OWN_KINDS = ("dpm_fast", *IN_USE)  # asked for by name, on any path
 
 
 class ClassicalSet(NamedTuple):
@@ -88,18 +92,31 @@ class ClassicalSet(NamedTuple):
 
 ALL = ("logsnr", "polynomial", "quadratic")
 CLASSICAL: tuple[Baseline, ...] = (
-    Baseline("euler", "Euler", ("polynomial", "quadratic")),
+    Baseline("euler", "Euler", ("polynomial", "quadratic"), short=("polynomial",)),
     Baseline("heun", "Heun", ("polynomial",)),
     Baseline("dpm2", "DPM-2", ("polynomial",)),
-    Baseline("ipndm", "iPNDM-3", ("polynomial", "quadratic"), {"max_order": 3}),
-    Baseline("ipndm", "iPNDM-4", ("polynomial", "quadratic"), {"max_order": 4}),
+    Baseline("ipndm", "iPNDM-3", ("polynomial", "quadratic"), {"max_order": 3}, ("quadratic",)),
+    Baseline("ipndm", "iPNDM-4", ("polynomial", "quadratic"), {"max_order": 4}, ("polynomial",)),
     Baseline("ipndm_v", "iPNDM_v-4", ("polynomial", "quadratic"), {"max_order": 4}),
     Baseline("dpmpp", "DPM++(2M)", ("logsnr", "quadratic"), {"order": 2}),
-    Baseline("dpmpp", "DPM++(3M)", ALL, {"order": 3}),
+    Baseline("dpmpp", "DPM++(3M)", ALL, {"order": 3}, ("logsnr",)),
     Baseline("unipc", "UniPC-2", ("logsnr", "quadratic"), {"order": 2}),
-    Baseline("unipc", "UniPC-3", ALL, {"order": 3}),
+    Baseline("unipc", "UniPC-3", ALL, {"order": 3}, ("logsnr", "quadratic")),
     Baseline("deis", "DEIS-tAB2", ("quadratic",), {"max_order": 3}),
-    Baseline("deis", "DEIS-tAB3", ("quadratic",), {"max_order": 4}),
+    Baseline("deis", "DEIS-tAB3", ("quadratic",), {"max_order": 4}, ("quadratic",)),
+    Baseline("dpmpp_2s", "DPM++2S", ("logsnr",)),
+    Baseline("dpmpp_3s", "DPM++3S", ("logsnr",)),
+    Baseline("dpm_2s", "DPM-2S", ("logsnr",)),
+    Baseline("dpm_3s", "DPM-3S", ("logsnr",)),
+    Baseline("dpm_fast", "DPM-fast", ("dpm_fast",)),
+    Baseline("lms", "LMS-4", ("polynomial", "quadratic")),
+    Baseline("heunpp2", "Heun++", ("logsnr",)),
+    Baseline("gradient_estimation", "GradEst", ("polynomial", "quadratic")),
+    Baseline("res_multistep", "RES-M", ("logsnr", "quadratic")),
+    Baseline("res_2s", "RES-2S", ("logsnr",)),
+    Baseline("res_3s", "RES-3S", ("logsnr",)),
+    Baseline("er_sde", "ER-SDE-3", ("logsnr", "polynomial", "quadratic")),
+    Baseline("sa_solver", "SA-Solver", ("logsnr", "quadratic")),
 )
 
 
@@ -110,6 +127,7 @@ def classical_candidates(
     depth: int | None = None,
     names: Sequence[str] | None = None,
     shift: float = 0.0,
+    short: bool = False,
 ) -> ClassicalSet:
     """Find every classical solver that spends exactly `nfe` evaluations, or takes exactly `depth` sequential calls.
 
@@ -121,11 +139,13 @@ def classical_candidates(
         noise_range: Largest and smallest noise level, in the path's own unit.
         nfe: Evaluations to match.
         depth: Sequential calls to match; a classical solver has as many as evaluations.
-        names: Families to take part, as in `families.ROSTER`; None for all.
+        names: Families to take part, by any of their names, on their usual grids; or each with a grid of its own,
+            "dpmpp_2m@karras". None for all.
         shift: How much larger log(alpha / sigma) is where the grids begin, see `grids.lower_start`; labels name the
-            level then.
+            level then. Grids that belong to a network's schedule are left out.
+        short: Take those of the short list alone.
     Returns:
-        At most 22 candidates for each of the two numbers, without repetition, and a sentence for each omission.
+        The candidates for each of the two numbers, without repetition, and a sentence for each omission.
     Raises:
         ValueError: neither number is given, or one is below 1, or a name is that of no classical solver, or nothing
             is left of the noise range.
@@ -133,11 +153,7 @@ def classical_candidates(
     budgets = list(dict.fromkeys(budget for budget in (nfe, depth) if budget is not None))
     if not budgets or min(budgets) < 1:
         raise ValueError(f"classical solvers are sought by nfe or depth, at least 1; got nfe={nfe}, depth={depth}")
-    known = list(dict.fromkeys(baseline.name for baseline in CLASSICAL))
-    unknown = [name for name in names or () if families.ALIASES.get(name, name) not in known]
-    if unknown:
-        raise ValueError(f"baseline {unknown[0]!r} is no classical solver; known: {', '.join(known)}")
-    wanted = known if names is None else [families.ALIASES.get(name, name) for name in names]
+    wanted = _wanted(names, short)
     candidates: list[Candidate] = []
     omitted: list[str] = []
     suffix = ""
@@ -146,8 +162,8 @@ def classical_candidates(
         noise_range = lowered.start, lowered.end
         suffix = f" from {float(torch.exp(-path.half_log_snr(lowered.start))):.3g}"
     for budget in budgets:
-        for baseline in (baseline for baseline in CLASSICAL if baseline.name in wanted):
-            for title, grid in _grids(baseline, path, noise_range):
+        for baseline in wanted:
+            for title, grid in _grids(baseline, path, noise_range, shift):
                 try:
                     family, afs = _at_cost(baseline, budget, grid, path)
                 except ValueError as error:
@@ -158,9 +174,39 @@ def classical_candidates(
     return ClassicalSet(candidates, omitted)
 
 
-def _grids(baseline: Baseline, path: Path, noise_range: tuple[float, float]) -> Iterator[tuple[str, Grid]]:
+def _wanted(names: Sequence[str] | None, short: bool) -> list[Baseline]:
+    """The baselines that were asked for.
+
+    Raises:
+        ValueError: a name is that of no classical solver, or of no grid.
+    """
+    if short:
+        return [replace(baseline, grids=baseline.short) for baseline in CLASSICAL if baseline.short]
+    known = list(dict.fromkeys(baseline.name for baseline in CLASSICAL))
+    found: dict[tuple[str, str], list[Baseline]] = {}
+    for given in known if names is None else names:
+        name, _, kind = given.partition("@")
+        name = families.ALIASES.get(name, name)
+        if name not in known:
+            also = ", ".join(families.ALIASES)
+            raise ValueError(f"baseline {given!r} is no classical solver; known: {', '.join(known)}, and as {also}")
+        if kind and kind not in KINDS:
+            raise ValueError(f"baseline {given!r} is on no grid; known: {', '.join(KINDS)}")
+        own = [baseline for baseline in CLASSICAL if baseline.name == name]
+        found[name, kind] = [replace(baseline, grids=(kind,)) for baseline in own] if kind else own
+    return [baseline for group in found.values() for baseline in group]
+
+
+def _grids(
+    baseline: Baseline, path: Path, noise_range: tuple[float, float], shift: float
+) -> Iterator[tuple[str, Grid]]:
     """The grids a solver is tried on, with their titles; the number of steps is chosen later."""
     start, end = noise_range
+    if any(kind in OWN_KINDS for kind in baseline.grids):
+        for kind in baseline.grids:
+            if kind not in OF_TRAINING or not shift:
+                yield kind, Grid(kind, start=start, end=end)
+        return
     if isinstance(path, Flow):
         # The time of a flow path is straight already; exponents made for sigma in [0.002, 80] have no meaning on it.
         yield "uniform", Grid("flow_shift", start=start, end=end)

@@ -23,18 +23,9 @@ from solverdistill.objectives import features
 from solverdistill.programs.program import SolverProgram
 from solverdistill.references.targets import Targets
 
-IN_FIGURE = (
-    "Euler polynomial",
-    "iPNDM-3 quadratic",
-    "iPNDM-4 polynomial",
-    "DPM++(3M) logsnr",
-    "UniPC-3 logsnr",
-    "UniPC-3 quadratic",
-    "DEIS-tAB3",
-)
 FROM_LOWER = "best begun lower"
-CURVE_NFE = range(3, 11)
-CURVE_SAMPLES = 32
+CURVE_NFE = (4, 6, 8, 10)
+CURVE_SAMPLES = 16
 
 
 class Subject(NamedTuple):
@@ -151,8 +142,9 @@ def compare_with_classical(
     targets: Targets,
     batch_size: int = 128,
     reference_error: float | None = None,
+    short: bool = False,
 ) -> Comparison:
-    """Compare a student with every classical solver of the same nfe and of the same depth.
+    """Compare a student with the classical solvers of the same nfe and of the same depth.
 
     Args:
         label: The student's name.
@@ -162,12 +154,13 @@ def compare_with_classical(
         targets: Held-out samples with their reference end points.
         batch_size: Samples per network call and stage.
         reference_error: RMSE of the reference from the exact solution; None where it was not measured.
+        short: Compare with those of the short list alone (`candidates.CLASSICAL`), in place of all.
     """
     student = Candidate.of(label, program)
     noise, cond, end = targets.batch.noise, targets.batch.cond, targets.batch.end
     solvers, costs = (teacher.path, teacher.noise_range), (student.nfe, student.depth)
-    lower = best_from_lower(*solvers, denoiser, noise, cond, end, *costs, batch_size)
-    classical = [*classical_candidates(*solvers, *costs).candidates, *lower]
+    lower = best_from_lower(*solvers, denoiser, noise, cond, end, *costs, batch_size, short)
+    classical = [*classical_candidates(*solvers, *costs, short=short).candidates, *lower]
     extractor = features.for_teacher(teacher)
     network, real = (extractor.module, extractor.real) if extractor else (None, None)
     rows = compare([student, *classical], denoiser, noise, cond, end, batch_size, network, real)
@@ -184,8 +177,7 @@ def _curves(subject: Subject, costs: Iterable[int], count: int) -> dict[str, lis
     teacher, part = subject.teacher, subject.targets.take(torch.arange(min(count, len(subject.targets))))
     candidates: dict[str, Candidate] = {}
     for nfe in costs:
-        for candidate in classical_candidates(teacher.path, teacher.noise_range, nfe).candidates:
-            if any(candidate.label.startswith(label) for label in IN_FIGURE):
-                candidates.setdefault(f"{candidate.label} {candidate.nfe}", candidate)
+        for candidate in classical_candidates(teacher.path, teacher.noise_range, nfe, short=True).candidates:
+            candidates.setdefault(f"{candidate.label} {candidate.nfe}", candidate)
     rows = compare([*candidates.values()], subject.denoiser, part.noise, part.cond, part.end, subject.batch_size)
     return figures.group_curves(rows)

@@ -31,6 +31,7 @@ def best_from_lower(
     nfe: int | None = None,
     depth: int | None = None,
     batch_size: int = SAMPLES,
+    short: bool = False,
 ) -> list[Candidate]:
     """The classical solvers of a cost that end nearest to the reference from lower noise levels, on the first samples.
 
@@ -44,13 +45,14 @@ def best_from_lower(
         nfe: Evaluations to match.
         depth: Sequential calls to match.
         batch_size: Images per network call and stage.
+        short: Seek among the short list of classical solvers alone.
     Returns:
         At most three for each of the two numbers, the best first.
     """
     field: list[Candidate] = []
     for shift in SHIFTS:
         try:
-            field += classical_candidates(path, noise_range, nfe, depth, shift=shift).candidates
+            field += classical_candidates(path, noise_range, nfe, depth, shift=shift, short=short).candidates
         except ValueError:  # nothing is left of the noise range
             break
     images = len(noise)

@@ -15,7 +15,8 @@ class EvaluationPlan:
 
     Args:
         solvers: Solver files.
-        baselines: Classical families, each on the grids it is usually given.
+        baselines: Classical families by any of their names, each on the grids it is usually given, or on a stated one,
+            "dpmpp_2m@karras".
         nfe: Costs of the classical solvers; None takes every nfe and every depth of the solver files.
         baseline_shifts: Where the classical solvers begin: how much larger log(alpha / sigma) is than at the top of the
             noise range, or at sigma / alpha = 80 where that is above. Each solver is measured from each.

@@ -12,7 +12,11 @@ from torch import Tensor
 from solverdistill.families.base import Family
 from solverdistill.families.classical.adams import IPNDM, IPNDMV
 from solverdistill.families.classical.deis import DEIS
+from solverdistill.families.classical.dpm_single import DPM2S, DPM3S, DPMFast, DPMpp2S, DPMpp3S
 from solverdistill.families.classical.dpmpp import DPMpp
+from solverdistill.families.classical.kdiffusion import LMS, GradientEstimation, HeunPP2
+from solverdistill.families.classical.res import RES2S, RES3S, RESMultistep
+from solverdistill.families.classical.sde_limits import ERSDE, SASolver
 from solverdistill.families.classical.singlestep import DPMSolver2, Euler, Heun
 from solverdistill.families.classical.unipc import UniPC
 from solverdistill.families.learned.bespoke import BespokeRK1, BespokeRK2
@@ -33,7 +37,29 @@ from solverdistill.noise.paths import Path, make_path
 from solverdistill.support.naming import find_by_name
 from solverdistill.support.type_checks import check_types
 
-CLASSICAL = (Euler, Heun, DPMSolver2, DPMpp, UniPC, DEIS, IPNDM, IPNDMV)
+CLASSICAL = (
+    Euler,
+    Heun,
+    DPMSolver2,
+    DPMpp,
+    UniPC,
+    DEIS,
+    IPNDM,
+    IPNDMV,
+    DPMpp2S,
+    DPMpp3S,
+    DPM2S,
+    DPM3S,
+    DPMFast,
+    HeunPP2,
+    LMS,
+    GradientEstimation,
+    RESMultistep,
+    RES2S,
+    RES3S,
+    ERSDE,
+    SASolver,
+)
 
 
 PUBLISHED = (
@@ -56,7 +82,18 @@ PUBLISHED = (
 ROSTER: dict[str, type[Family]] = {cls.name: cls for cls in (*CLASSICAL, *PUBLISHED, Corrected, Table, Parallel)}
 
 
-ALIASES = {"ddim": "euler"}
+# What others call them. The last ones are what samplers of the SDE are without noise.
+ALIASES = {
+    "ddim": "euler",
+    "dpm_2": "dpm2",
+    "dpmpp_2m": "dpmpp",
+    "uni_pc": "unipc",
+    "dpmpp_2m_sde": "dpmpp",
+    "dpmpp_sde": "dpmpp_2s",
+    "dpmpp_2s_ancestral": "dpmpp_2s",
+    "seeds_2": "dpmpp_2s",
+    "seeds_3": "dpmpp_3s",
+}
 
 
 def build(

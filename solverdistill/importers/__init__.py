@@ -1,7 +1,8 @@
-"""Published coefficient files of other projects -> solver files.
+"""Published coefficient files of other projects, and samplers that are there as code -> solver files.
 
 `import_solver` tells by its content what a file is. Nothing in it is executed: pickles are read through a short list of
-names, torch files with `weights_only=True`, Python source by its syntax tree.
+names, torch files with `weights_only=True`, Python source by its syntax tree. `probe` takes the sampler itself and runs
+it, on one-hot vectors.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 from solverdistill.importers import amed, dyweight, epd, gas, ld3, neuralsolver, steplists
 from solverdistill.importers.imported import Imported, Settings
 from solverdistill.importers.predictor_files import Predictor, predictor_of_json, predictor_of_pickle, read_json
+from solverdistill.importers.probing import probe
 from solverdistill.support.pickles import file_kind, read_torch
 
-__all__ = ["FORMATS", "Imported", "Settings", "import_solver"]
+__all__ = ["FORMATS", "Imported", "Settings", "import_solver", "probe"]
 
 FORMATS = {
     "EPD": "pickle or JSON table of an EPD_predictor, or .npz of effective values",

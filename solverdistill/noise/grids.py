@@ -14,6 +14,9 @@ quadratic     time_uniform with rho = 2
 discrete      time linear from 1 to `eps` on the `schedule` of a discrete-time network     Rombach et al. 2022
 flow_shift    shift t / (1 + (shift - 1) t) with t linear, between the two ends            Esser et al. 2024
 ============  ==================================================================================================
+
+`dpm_fast` is k-diffusion's: half_log_snr in even steps, of which all but the last are cut in three. The kinds of
+`grids_in_use`, `karras` to `ays_sdxl`, go on to 0.
 """
 
 from __future__ import annotations
@@ -26,12 +29,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solverdistill.noise.grids_in_use import (
+    AYS,
+    IN_USE,
+    OF_TRAINING,
+    Trained,
+    between,
+    continuous,
+    levels_in_use,
+    of_flow,
+)
 from solverdistill.noise.levels import float64
-from solverdistill.noise.paths import EDM, Path, make_path
+from solverdistill.noise.paths import EDM, Discrete, Flow, Path, make_path
 
 LARGEST_START = 80.0  # sigma / alpha that lower starts are counted from, where a grid begins at (almost) pure noise
 PAST = 1.5  # a level on a path whose unit is a time that nothing but a mistake begins above
-KINDS = ("polynomial", "logsnr", "time_uniform", "quadratic", "discrete", "flow_shift")
+TIMES = 1000  # of a network on a path that does not say how many it has
+KINDS = ("polynomial", "logsnr", "time_uniform", "quadratic", "discrete", "flow_shift", "dpm_fast", *IN_USE)
 
 
 @dataclass(frozen=True)
@@ -42,11 +56,13 @@ class Grid:
         kind: One of `KINDS`.
         steps: Number of steps.
         start: Largest noise level, in the path's own unit.
-        end: Smallest noise level, in the path's own unit.
+        end: Smallest noise level, in the path's own unit; the kinds of `grids_in_use` go on to 0, and take the
+            network's smallest level for an end of 0.
         rho: Exponent of `polynomial` and `time_uniform`; None takes 7 and 1.
-        shift: Time shift of `flow_shift`.
+        shift: Time shift of `flow_shift`, and of the times that a flow network was trained on.
         eps: Smallest time of the VP map of `time_uniform` and of `discrete`.
-        schedule: Path (or its description) whose time `discrete` divides evenly; None on a discrete path is that path.
+        schedule: Path (or its description) whose time `discrete` divides evenly, and whose levels a network was trained
+            on; None on a discrete path is that path.
     """
 
     kind: str = "polynomial"
@@ -72,6 +88,8 @@ class Grid:
 
     def values(self, path: Path) -> Tensor:
         """Noise levels in the path's own unit, strictly decreasing. Shape: (steps + 1,)."""
+        if self.kind in IN_USE:
+            return self._in_use(path)
         u = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
         values = getattr(self, f"_{self.kind}")(path, u)
         if self.kind != "discrete":  # its ends belong to the schedule
@@ -117,6 +135,37 @@ class Grid:
         t = ends[0] + u * (ends[1] - ends[0])
         return self.shift * t / (1 + (self.shift - 1) * t)
 
+    def _dpm_fast(self, path: Path, u: Tensor) -> Tensor:
+        whole, rest = divmod(self.steps, 3)
+        cuts = [3] * (whole - 1) + [2, 1] if rest == 0 else [3] * whole + [rest]
+        shares = [k + j / cut for k, cut in enumerate(cuts) for j in range(cut)] + [len(cuts)]
+        return self._logsnr(path, float64(shares) / len(cuts))
+
+    def _in_use(self, path: Path) -> Tensor:
+        levels = levels_in_use(self.kind, self._trained(path), self.steps)
+        if self.kind in AYS and isinstance(path, Flow):
+            levels = levels / (1 + levels)  # published as sigma / alpha
+        return torch.cat([path.from_clock(levels[:-1]), levels[-1:]]) if levels[-1] == 0 else path.from_clock(levels)
+
+    def _trained(self, path: Path) -> Trained:
+        """The levels that a network on a path was trained on; where it has none of its own they begin at `start`."""
+        largest, smallest = path.clock(float64([self.start, self.end])).tolist()
+        if isinstance(path, EDM) and self.schedule is None:
+            if smallest <= 0:
+                raise ValueError(f"a {self.kind} grid on the edm path needs end > 0, the level before the final 0")
+            return continuous(largest, smallest)
+        if isinstance(path, Flow):
+            found = of_flow(path.shift * self.shift, largest, smallest, TIMES)
+        else:
+            schedule = path if self.schedule is None else make_path(self.schedule)
+            count = schedule.steps if isinstance(schedule, Discrete) else TIMES
+            times = torch.arange(1, count + 1, dtype=torch.float64) / count
+            found = between(schedule.clock(times), largest, smallest)
+        ends = float(found.sigmas[-1]), float(found.sigmas[0])
+        if self.kind in OF_TRAINING:
+            return found._replace(largest=ends[0], smallest=ends[1])
+        return found._replace(smallest=smallest or ends[1])
+
 
 def lower_start(rule: Grid, path: Path, shift: float) -> Grid:
     """The same rule from a lower noise level, where log(alpha / sigma) is larger by `shift`.
@@ -127,8 +176,8 @@ def lower_start(rule: Grid, path: Path, shift: float) -> Grid:
     Raises:
         ValueError: nothing would be left of the grid, or its levels belong to a discrete schedule.
     """
-    if rule.kind == "discrete":
-        raise ValueError("a discrete grid begins where its schedule does; take another kind to begin lower")
+    if rule.kind == "discrete" or rule.kind in OF_TRAINING:
+        raise ValueError(f"a {rule.kind} grid begins where its schedule does; take another kind to begin lower")
     top = path.half_log_snr(rule.start).clamp(min=-math.log(LARGEST_START))
     return replace(rule, start=float(path.from_half_log_snr(top + shift)))
 

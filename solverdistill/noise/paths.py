@@ -258,7 +258,7 @@ class Discrete(_VariancePreserving):
         return torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps, 0.5 * torch.log(cumprod)
 
     def alpha_sigma(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        log_alpha = _interpolate(s, *self.table)
+        log_alpha = _interpolate(s, *self.table).clamp(max=0)  # the first segment ends at clean data, before s = 0
         return torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
 
     def log_alpha_rate(self, s: Tensor) -> Tensor:

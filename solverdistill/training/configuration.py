@@ -11,7 +11,7 @@ import torch
 
 from solverdistill import families
 from solverdistill.denoisers.base import Teacher
-from solverdistill.denoisers.guidance import make_guided
+from solverdistill.denoisers.guidance import make_guided, settled_guidance
 from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families.base import Params
 from solverdistill.families.student import Student
@@ -77,6 +77,7 @@ class Run:
         """
         check_config(config)
         loaded: Teacher = instantiate(config["model"], "model") if teacher is None else teacher
+        config = {**config, "guidance": settled_guidance(loaded, config["guidance"])}
         guided, denoiser = make_guided(loaded, config["guidance"])
         params = None
         if config.get("start") is not None:

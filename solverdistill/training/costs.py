@@ -121,10 +121,15 @@ def expect(run: Run, plan: FitPlan, data: TargetData, comparison: int | None = N
     return Costs(tuple(parts), True, data.settings.reference.solver == "dopri5")
 
 
+def reference_cost(data: TargetData) -> int:
+    """Evaluations of one reference end point."""
+    return data.settings.reference.evaluations(data.teacher.path, data.teacher.noise_range, data.rule)
+
+
 def evaluations_of(plan: FitPlan, data: TargetData, comparison: int | None = None) -> dict[str, int]:
     """Evaluations of references, fits and comparison, at most, of all processes; see `expect`."""
     teacher, settings = data.teacher, data.settings
-    each = settings.reference.evaluations(teacher.path, teacher.noise_range, data.rule)
+    each = reference_cost(data)
     known = data.device, data.rule, None if settings.cache is None else describe(data.denoiser)
 
     def references(*splits: str) -> int:

@@ -13,6 +13,7 @@ from solverdistill.denoisers.base import Teacher
 from solverdistill.families.base import Family
 from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Fit
+from solverdistill.support.inference import replace_inference_weights
 from solverdistill.support.instantiate import instantiate
 from solverdistill.support.processes import pick_device
 from solverdistill.support.progress import TargetProgress
@@ -23,7 +24,7 @@ from solverdistill.training.configuration import Run
 from solverdistill.training.descent import refuse_unused
 from solverdistill.training.distilled import Distilled
 from solverdistill.training.exporting import make_provenance
-from solverdistill.training.isolation import own_randomness, quiet_lightning
+from solverdistill.training.isolation import own_surroundings
 from solverdistill.training.screen import Screen, say_costs, say_hello, say_spent
 from solverdistill.training.stages import Watcher, fit_all
 from solverdistill.training.students import NFE
@@ -49,7 +50,7 @@ def distill(
     teacher: str | Teacher,
     solver: str | Settings | Family | None = None,
     nfe: int | None = None,
-    guidance: float | Settings = 1.0,
+    guidance: float | Settings | None = None,
     *,
     fit: str | Sequence[str] | Mapping[str, Settings | None] | None = None,
     objective: str | Settings | None = None,
@@ -68,14 +69,15 @@ def distill(
 
     A group of settings is a name as on the command line, or a mapping of settings that differ from the default ones.
     Nothing is written but the cache of reference trajectories (``targets={"cache": None}`` keeps them in memory), and
-    random generators, warning filters and logging are left as they were.
+    random generators, warning filters and logging are left as they were. Inside `torch.inference_mode()` it does the
+    same; weights of a live teacher that were made there are replaced by copies, through which gradients go.
 
     Args:
         teacher: A name of configs/model, or a live teacher: of `wrap`, `load_teacher`, or a class of your own.
         solver: A name of configs/solver, the dotted name of a family of your own, a mapping of settings with `name`
             among them, or a family on its grid; no name stands for the default of `train.py`.
         nfe: Evaluations of the network per sample; None for the solver's default.
-        guidance: Guidance scale; or a mapping of scale, interval and channels.
+        guidance: Guidance scale; or a mapping of scale, interval and channels; None is 1, or what a pipeline does.
         fit: Fits in their order: a name, several, or a mapping from names to settings; None for the default.
         objective: What gradient descent compares; None for the solver's own.
         optimizer: Of gradient descent; None for the solver's own.
@@ -99,13 +101,14 @@ def distill(
     live = teacher if isinstance(teacher, Teacher) else None
     student = Student.of(solver) if isinstance(solver, Family) else None
     shown = (sys.stdout.isatty() or "ipykernel" in sys.modules) if progress is None else progress
-    with quiet_lightning(), own_randomness(seed):
+    with own_surroundings(seed):
         run = Run.of(config, live, student, asked_of(solver, nfe, start))
         where = place_of(live) if device is None else pick_device(device)
         plan = run.plan(lambda settings: trainer_of(settings, where, shown))
         plan.check()
         if not run.descends:
             refuse_unused((name for name in ("objective", "optimizer") if groups[name] is not None), run.fits)
+        replace_inference_weights(run.denoiser)
         run.denoiser.to(where)
         if limit is not None:
             run = within(run, limit, stated_in(groups), where, TargetProgress() if shown else None)

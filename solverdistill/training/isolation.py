@@ -1,4 +1,4 @@
-"""What a run changes in its process, and gives back: random numbers, warning filters, levels of logging."""
+"""What a run changes in its process, and gives back: random numbers, modes of torch, warning filters, logging."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from solverdistill.support.inference import with_gradients
+
+
+@contextmanager
+def own_surroundings(seed: int) -> Iterator[None]:
+    """The root of every run: random numbers of its own, gradients whatever the caller switched off, no chatter."""
+    with quiet_lightning(), own_randomness(seed), with_gradients():
+        yield
 
 
 @contextmanager

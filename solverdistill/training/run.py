@@ -25,10 +25,10 @@ from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
 from solverdistill.training.budget import COMPARISON, Budget, descending, per_reference, within
 from solverdistill.training.configuration import Run
-from solverdistill.training.costs import Costs
+from solverdistill.training.costs import Costs, reference_cost
 from solverdistill.training.descent import refuse_unused
 from solverdistill.training.exporting import export, make_provenance, write_reports
-from solverdistill.training.isolation import own_randomness, quiet_lightning
+from solverdistill.training.isolation import own_surroundings
 from solverdistill.training.launch import refuse_sweep_of_subprocesses, start_processes
 from solverdistill.training.recording import find_checkpoint, log_fit
 from solverdistill.training.screen import Screen, say_costs, say_hello, say_spent
@@ -52,7 +52,7 @@ def train(config: Mapping[str, Any] | DictConfig) -> dict[str, float]:
         ValueError, TypeError, FileNotFoundError: a setting cannot be used; the message says which and what would do.
     """
     settings: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
-    with quiet_lightning(), own_randomness(settings["seed"]):
+    with own_surroundings(settings["seed"]):
         return _train(settings)
 
 
@@ -81,10 +81,14 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     student = run.student if checkpoint is None else student_of_checkpoint(checkpoint, (run.student, *run.rivals))
     data = run.data(student, device, TargetProgress() if first else None)
     watcher, costs = Watcher(), None
+    of = student.family.nfe, student.family.depth
+    fits = sum(fit.expected(plan) for fit in plan.fits.values())
+    if evaluation.enabled:
+        compared = evaluation.samples(*of, run.targets.test_samples, reference_cost(data), fits)
+        data.settings = replace(data.settings, test_samples=compared)
     if first:
         say_hello(run)
-        of = student.family.nfe, student.family.depth, run.targets.test_samples
-        comparison = evaluation.expected(*of) if evaluation.enabled else None
+        comparison = evaluation.expected(*of, data.settings.test_samples) if evaluation.enabled else None
         costs = say_costs(run, plan, data, comparison)
         watcher = Logged(trainer, costs)
     standing = fit_all(plan, replace(run.begin, student=student), data, watcher)

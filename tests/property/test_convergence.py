@@ -127,6 +127,19 @@ FROM_NOISE = [
     ("dpmpp", {"order": 3}, 2),
     ("unipc", {}, 2),
     ("unipc", {"order": 3, "predict_x0": False}, 2),
+    ("dpmpp_2s", {}, 2),
+    ("dpmpp_2s", {"taylor": True, "predict_x0": False}, 2),
+    ("dpmpp_3s", {}, 2),
+    ("dpm_3s", {"taylor": True}, 2),
+    ("dpm_fast", {"order": 2}, 2),
+    ("lms", {}, 2),
+    ("heunpp2", {}, 1),
+    ("gradient_estimation", {}, 1),
+    ("res_multistep", {}, 2),
+    ("res_2s", {"c_2": 0.4}, 2),
+    ("res_3s", {}, 2),
+    ("er_sde", {}, 2),
+    ("sa_solver", {}, 2),
 ]
 
 

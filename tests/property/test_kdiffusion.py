@@ -186,6 +186,9 @@ def test_arguments_travel_to_every_call_and_grow_with_the_batch() -> None:
     assert all(call["model_options"] is options and call["seed"] == 3 for call in model.calls)
     assert all(len(call["class_cond"]) == call["batch"] for call in model.calls)
     masked = Model(teacher=teacher)
+    with pytest.raises(ValueError, match="the model has no latent_image to keep"):
+        sample_learned(masked, noise, sigmas_of(program), {"denoise_mask": torch.ones(4, 6)}, solver=program)
+    masked.latent_image = torch.zeros(4, 6)  # type: ignore[attr-defined]
     again = sample_learned(
         masked,
         noise * start,
@@ -223,7 +226,7 @@ def test_a_table_with_an_analytical_first_step_begins_where_the_network_does() -
 def test_foreign_sigmas_are_refused_in_one_sentence(tmp_path: Path) -> None:
     file = solver_file("ipndm", {}, "edm", tmp_path)
     own = sigmas_of(file)
-    for sigmas in (own[1:], own * 1.001, torch.linspace(14.6, 0, 21), own.flip(0), own[:0]):
+    for sigmas in (own[:-1], own * 1.001, torch.linspace(14.6, 0, 21), own.flip(0), own[:0]):
         with pytest.raises(ValueError, match=r"not the solver's: it was fitted to 4 steps from 80 to 0.002") as caught:
             sample_learned(Model(), draw(), sigmas, disable=True, solver=file)
         assert "\n" not in str(caught.value) and "take them from sigmas_of" in str(caught.value)
@@ -234,6 +237,19 @@ def test_foreign_sigmas_are_refused_in_one_sentence(tmp_path: Path) -> None:
         sigmas_of(pure, "vp")
     with pytest.raises(ValueError, match="not the solver's"):
         sample_learned(Model(), draw(), own, disable=True, solver=pure)
+
+
+@every_family
+def test_an_image_goes_on_at_a_step_that_evaluates(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    file = solver_file(name, options, "flow", tmp_path)
+    whole, sigmas, seen, model = sigmas_of(file), sigmas_of(file, denoise=0.5), [], Model(flow=True)
+    assert 2 <= len(sigmas) <= len(whole) and torch.equal(sigmas[1:], whole[-len(sigmas) + 1 :])
+    x = (1 - float(sigmas[0])) * draw() + float(sigmas[0]) * draw()
+    found = sample_learned(model, x, sigmas, None, seen.append, True, solver=file)
+    assert float(model.calls[0]["sigma"][0]) == pytest.approx(float(sigmas[0]))
+    assert [step["i"] for step in seen] == list(range(len(sigmas) - 1)) and bool(found.isfinite().all())
+    with pytest.raises(ValueError, match="denoise must be above 0"):
+        sigmas_of(file, denoise=0.0)
 
 
 def test_a_file_of_a_flow_teacher_is_played_as_flow(tmp_path: Path) -> None:

@@ -301,7 +301,18 @@ def test_the_module_needs_nothing_but_torch_and_diffusers() -> None:
     names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     parts = {name.split(".")[0] for name in names}
-    assert parts == {"__future__", "collections", "math", "typing", "warnings", "weakref", "torch", "diffusers"}
+    assert parts == {
+        "__future__",
+        "collections",
+        "inspect",
+        "itertools",
+        "math",
+        "typing",
+        "warnings",
+        "weakref",
+        "torch",
+        "diffusers",
+    }
 
 
 def test_float16_states_do_not_drift() -> None:
@@ -314,3 +325,64 @@ def test_float16_states_do_not_drift() -> None:
     assert network.kind == "sample"
     found = run_loop(scheduler, lambda x, timestep: torch.tanh(x.float()), noise)
     assert_close_to_scale(found, exact, 2e-3)
+
+
+def test_a_learned_variance_is_left_out() -> None:
+    """Pipelines hand it on where the scheduler's configuration, which is kept, says that it is learned."""
+    config = {**CONFIGS["epsilon"], "variance_type": "learned_range"}
+    learned = LearnedSolverScheduler.from_solver(make_program(), config)
+    plain = make_scheduler()
+    network, noise = AnalyticNetwork("epsilon"), torch.randn(2, 6)
+    both = run_loop(learned, lambda x, t: torch.cat([network(x, t), torch.full_like(x, 7.0)], 1), noise)
+    assert torch.equal(both, run_loop(plain, network, noise))
+
+
+def test_a_pipeline_with_a_scale_of_its_own_is_refused() -> None:
+    class StableDiffusionLatentUpscalePipeline:
+        scheduler = make_scheduler()
+
+    with pytest.raises(ValueError, match="computes with its scheduler's states"):
+        LearnedSolverScheduler.from_solver(make_program(), StableDiffusionLatentUpscalePipeline())
+
+
+@pytest.mark.parametrize(("takes", "outcome"), [("sigmas", "refused"), ("timesteps", "told"), ("", "taken")])
+def test_a_list_of_a_pipeline_that_takes_none_is_its_own(takes: str, outcome: str) -> None:
+    class Pipeline:
+        scheduler = make_scheduler(kind="flow_prediction")
+
+        if takes == "sigmas":
+
+            def __call__(self, sigmas: Any = None) -> None: ...
+        elif takes == "timesteps":
+
+            def __call__(self, timesteps: Any = None) -> None: ...
+        else:
+
+            def __call__(self) -> None: ...
+
+    pipe = Pipeline()
+    learned = LearnedSolverScheduler.from_solver(make_program("dpmpp", "flow"), pipe)
+    given = [1.0, 0.6, 0.3, 0.1]
+    if outcome == "refused":
+        with pytest.raises(ValueError, match="call the pipeline without sigmas"):
+            learned.set_timesteps(sigmas=given)
+    elif outcome == "told":
+        with pytest.warns(UserWarning, match="not the sigmas of the pipeline"):
+            learned.set_timesteps(sigmas=given)
+    else:
+        learned.set_timesteps(sigmas=given)
+    with pytest.raises(ValueError, match="call the pipeline without sigmas"):
+        copy.deepcopy(learned).set_timesteps(sigmas=given)  # knows no pipeline
+
+
+def test_a_pipeline_that_writes_into_its_state_changes_nothing() -> None:
+    learned, network, noise = make_scheduler("epd", points=2), AnalyticNetwork("epsilon"), torch.randn(2, 6)
+    expected = run_loop(learned, network, noise)
+    learned.set_timesteps()
+    x = noise.clone()
+    for timestep in learned.timesteps:
+        given = learned.scale_model_input(x, timestep)
+        output = network(given, timestep)
+        x[:] = learned.step(output, timestep, x).prev_sample
+        output.fill_(torch.nan)
+    assert torch.equal(x, expected)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from solverdistill import Grid, families
 from solverdistill.denoisers.wrappers import Counted
 from solverdistill.evaluation import Candidate, Row, classical_candidates, compare
+from solverdistill.evaluation.after_training import EvaluationSettings
 from solverdistill.evaluation.candidates import CLASSICAL
 from solverdistill.evaluation.lower_starts import SHIFTS, best_from_lower
 from solverdistill.evaluation.metrics.feature_spaces import Features
@@ -174,6 +175,9 @@ def test_frechet_distance_refuses_what_it_cannot_measure() -> None:
 # --- candidates ------------------------------------------------------------------------------------------------------
 
 
+USUAL = ["euler", "heun", "dpm2", "ipndm", "ipndm_v", "dpmpp", "unipc", "deis"]
+
+
 @pytest.mark.parametrize("nfe", [1, 2, 5, 8])
 @pytest.mark.parametrize(
     ("path", "noise_range", "count"),
@@ -181,7 +185,7 @@ def test_frechet_distance_refuses_what_it_cannot_measure() -> None:
     ids=["edm", "vp", "flow", "flow-finite"],
 )
 def test_candidates_cost_exactly_what_was_asked(path: Any, noise_range: Any, count: int, nfe: int) -> None:
-    found = classical_candidates(path, noise_range, nfe=nfe)
+    found = classical_candidates(path, noise_range, nfe=nfe, names=USUAL)
     assert len(found.candidates) == count and not found.omitted
     assert len({candidate.label for candidate in found.candidates}) == count
     for candidate in found.candidates:
@@ -201,26 +205,77 @@ def test_heun_takes_an_analytical_first_step_at_odd_nfe_only() -> None:
 
 
 def test_candidates_of_nfe_and_depth_are_joined() -> None:
-    both = classical_candidates(EDM(), (80.0, 0.002), nfe=8, depth=5).candidates
+    both = classical_candidates(EDM(), (80.0, 0.002), nfe=8, depth=5, names=USUAL).candidates
     assert [c.nfe for c in both] == [8] * 22 + [5] * 22
-    assert len(classical_candidates(EDM(), (80.0, 0.002), nfe=8, depth=8).candidates) == 22
+    assert len(classical_candidates(EDM(), (80.0, 0.002), nfe=8, depth=8, names=USUAL).candidates) == 22
     with pytest.raises(ValueError, match="nfe or depth"):
         classical_candidates(EDM(), (80.0, 0.002))
 
 
 def test_solvers_without_a_grid_are_named() -> None:
-    found = classical_candidates(EDM(), (80.0, 0.0), nfe=7)
+    found = classical_candidates(EDM(), (80.0, 0.0), nfe=7, names=USUAL)
     assert len(found.candidates) + len(found.omitted) == 22
     assert any(note.startswith("DPM++(2M) logsnr at 7: ") and "finite log-SNR" in note for note in found.omitted)
-    assert {baseline.name for baseline in CLASSICAL} <= set(families.ROSTER)
+    assert {baseline.name for baseline in CLASSICAL} == {family.name for family in families.CLASSICAL}
+
+
+@pytest.mark.parametrize(
+    ("path", "noise_range"), [(EDM(), (80.0, 0.002)), (VP(), (1.0, 1e-3)), (Flow(), (1.0, 0.01))], ids=str
+)
+@pytest.mark.parametrize("nfe", [3, 7])
+def test_every_classical_family_can_be_compared_with(path: Any, noise_range: Any, nfe: int) -> None:
+    found = classical_candidates(path, noise_range, nfe=nfe)
+    assert len({candidate.label for candidate in found.candidates}) == len(found.candidates)
+    assert {candidate.nfe for candidate in found.candidates} == {nfe}
+    missing = [note.split(" at ")[0] for note in found.omitted]
+    assert all(note.startswith(("DPM-3S", "DPM++3S", "DPM-fast", "RES-3S", "Heun++")) for note in missing), missing
+
+
+def test_baselines_have_many_names_and_any_grid() -> None:
+    names = ["dpmpp_2m@karras", "uni_pc@beta", "seeds_2", "ddim", "euler"]
+    found = classical_candidates(EDM(), (80.0, 0.002), nfe=5, names=names).candidates
+    labels = [candidate.label for candidate in found]
+    assert labels[:5] == [
+        "DPM++(2M) karras",
+        "DPM++(3M) karras",
+        "UniPC-2 beta",
+        "UniPC-3 beta",
+        "DPM++2S + AFS logsnr",
+    ]
+    assert labels[5:] == ["Euler polynomial", "Euler quadratic"]
+    assert [float(candidate.program.level[-1, 1]) for candidate in found[:4]] == [0.0] * 4
+    lower = classical_candidates(EDM(), (80.0, 0.002), nfe=5, names=names, shift=1.0).candidates
+    assert not any("beta" in candidate.label for candidate in lower)
+    with pytest.raises(ValueError, match="baseline 'gas' is no classical solver; known: euler, .*, and as ddim, "):
+        classical_candidates(EDM(), (80.0, 0.002), nfe=5, names=["gas"])
+    with pytest.raises(ValueError, match="baseline 'euler@even' is on no grid; known: polynomial, "):
+        classical_candidates(EDM(), (80.0, 0.002), nfe=5, names=["euler@even"])
+
+
+def test_the_short_list_is_a_part_of_all() -> None:
+    whole, short = (classical_candidates(EDM(), (80.0, 0.002), nfe=6, short=only).candidates for only in (False, True))
+    assert {candidate.label for candidate in short} < {candidate.label for candidate in whole} and len(short) == 7
+
+
+@pytest.mark.parametrize(("nfe", "depth", "fits"), [(5, 5, 140_000), (8, 5, 300_000)])
+def test_a_comparison_takes_a_tenth_of_the_fits(nfe: int, depth: int, fits: int) -> None:
+    settings = EvaluationSettings()
+    few = settings.samples(nfe, depth, 256, 32, fits)
+    assert 32 < few < 256 and settings.expected(nfe, depth, few) + 32 * few <= fits / 10
+    assert settings.expected(nfe, depth, few + 1) + 32 * (few + 1) > fits / 10
+    assert settings.samples(nfe, depth, 256, 32, 1_000) == 32 and settings.samples(nfe, depth, 20, 32, 1_000) == 20
+    assert settings.samples(nfe, depth, 256, 32, 10_000_000) == 256
+    assert EvaluationSettings(share=None).samples(nfe, depth, 256, 32, 1) == 256
+    with pytest.raises(ValueError, match="evaluation.share must be above 0"):
+        EvaluationSettings(share=0.0)
 
 
 @pytest.mark.parametrize(
     ("path", "noise_range"), [(EDM(), (80.0, 0.002)), (VP(), (1.0, 1e-3)), (Flow(), (1.0, 0.01))], ids=str
 )
 def test_candidates_from_lower_begin_there_and_say_so(path: Any, noise_range: Any) -> None:
-    whole = classical_candidates(path, noise_range, nfe=4).candidates
-    lower = classical_candidates(path, noise_range, nfe=4, shift=2.0).candidates
+    whole = classical_candidates(path, noise_range, nfe=4, names=USUAL).candidates
+    lower = classical_candidates(path, noise_range, nfe=4, shift=2.0, names=USUAL).candidates
     top = math.exp(min(float(-path.half_log_snr(noise_range[0])), math.log(80.0)) - 2)
     assert len(lower) >= len(whole) and all(c.label.endswith(f" from {top:.3g}") for c in lower)
     assert {c.label for c in whole} <= {c.label.split(" from ")[0] for c in lower}
@@ -250,7 +305,13 @@ def test_the_best_from_lower_are_found_on_the_first_samples() -> None:
     *_, reference = families.build("heun", Grid(steps=60)).solve(teacher, noise)
     counted = Counted(teacher)
     best = best_from_lower(EDM(), (80.0, 0.002), counted, noise, None, reference, 4, 3)
-    assert [c.nfe for c in best] == [4] * 3 + [3] * 3 and counted.images == 5 * 22 * 16 * (4 + 3)
+    played = [
+        c for s in SHIFTS for n in (4, 3) for c in classical_candidates(EDM(), (80.0, 0.002), n, shift=s).candidates
+    ]
+    assert [c.nfe for c in best] == [4] * 3 + [3] * 3 and counted.images == 16 * sum(c.nfe for c in played)
+    short = Counted(teacher)
+    assert len(best_from_lower(EDM(), (80.0, 0.002), short, noise, None, reference, 4, short=True)) == 3
+    assert short.images == 5 * 7 * 16 * 4
     few = (teacher, noise[:16], None, reference[:16], 16)
     errors = [row.rmse_mean for row in compare(best, *few)]
     assert errors[:3] == sorted(errors[:3]) and errors[3:6] == sorted(errors[3:6])

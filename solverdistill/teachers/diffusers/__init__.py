@@ -1,6 +1,7 @@
 """Teachers from folders of diffusers pipelines: Stable Diffusion 1.x, 2.x, XL and 3, FLUX, DiT, PixArt, DDPM.
 
-One function per kind, named by `_target_` in configs/model. They share these settings:
+One function per kind, named by `_target_` in configs/model, and `pipeline` for any pipeline as it is. The former share
+these settings:
 
 * `weights`: the pipeline's folder as `save_pretrained` writes it, or a hub id ("owner/name", "owner/name@revision").
 * `name`: name of the teacher in files and tables.
@@ -17,5 +18,6 @@ The libraries diffusers and transformers are needed only to load: ``pip install 
 """
 
 from solverdistill.teachers.diffusers.loading import ddpm, dit, flux, pixart, stable_diffusion, stable_diffusion_3
+from solverdistill.teachers.diffusers.pipelines.loading import pipeline
 
-__all__ = ["ddpm", "dit", "flux", "pixart", "stable_diffusion", "stable_diffusion_3"]
+__all__ = ["ddpm", "dit", "flux", "pipeline", "pixart", "stable_diffusion", "stable_diffusion_3"]

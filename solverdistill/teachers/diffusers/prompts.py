@@ -191,7 +191,7 @@ def embed_prompts(
     if kind == "sd3":  # in place of its largest encoder come zeros, of a width that the pipeline asks its network for
         config = read_json(folder / encoder.network, "config.json")
         pipe.transformer = SimpleNamespace(config=SimpleNamespace(**config))
-    device = _device()
+    device = best_device()
     pipe.set_progress_bar_config(disable=True)
     for name in TEXT_PARTS:
         if isinstance(part := getattr(pipe, name, None), nn.Module):
@@ -208,7 +208,7 @@ def embed_prompts(
     return PromptTable(table)
 
 
-def _device() -> torch.device:
+def best_device() -> torch.device:
     """The GPU of this process, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")

@@ -28,6 +28,19 @@ from solverdistill.noise.paths import Discrete, Flow, Path
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "denoised", "flow_prediction": "flow"}
 LAST_ALPHA_SQUARE = 2.0**-24
+CONSISTENCY = "estimates of a consistency model, with fresh noise in between"
+NO_ODE = {  # schedulers whose steps are no steps of an ODE, and what they are instead
+    "LCMScheduler": CONSISTENCY,
+    "TCDScheduler": CONSISTENCY,
+    "FlowMatchLCMScheduler": CONSISTENCY,
+    "CMStochasticIterativeScheduler": CONSISTENCY,
+    "SCMScheduler": CONSISTENCY,
+    "HeliosDMDScheduler": "estimates of a distilled model, with fresh noise in between",
+    "FlowMapEulerDiscreteScheduler": "jumps of a flow map, whose network is told two times",
+    "AmusedScheduler": "draws of tokens",
+    "VQDiffusionScheduler": "draws of tokens",
+    "RePaintScheduler": "steps back and forth",
+}
 
 
 @dataclass
@@ -142,15 +155,17 @@ def _shift(config: Mapping[str, Any], image_tokens: int | None) -> float:
 def _discrete(config: Mapping[str, Any], steps: int, zero_snr: bool) -> Discrete:
     kind, trained = config.get("beta_schedule", "linear"), config.get("trained_betas")
     start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
+    shift = float(config.get("snr_shift_scale", 1.0))
     if trained is not None:
         betas = torch.tensor([float(beta) for beta in trained], dtype=torch.float64)
         if len(betas) != steps:
             raise ValueError(f"trained_betas of the scheduler are {len(betas)} numbers for {steps} timesteps")
     elif kind in ("linear", "scaled_linear"):
         path = Discrete(None, kind, start, end, steps)
-        if not zero_snr:
+        if not zero_snr and shift == 1:
             return path
-        return Discrete(_zero_terminal_snr(torch.exp(2 * path.table[1])))
+        cumprod = _shifted(torch.exp(2 * path.table[1]), shift)
+        return Discrete(_zero_terminal_snr(cumprod) if zero_snr else tuple(cumprod.tolist()))
     elif kind == "squaredcos_cap_v2":
         angle = (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008 * (math.pi / 2)
         square = torch.cos(angle) ** 2
@@ -159,8 +174,13 @@ def _discrete(config: Mapping[str, Any], steps: int, zero_snr: bool) -> Discrete
         raise ValueError(
             f"beta_schedule {kind!r} of the scheduler is not supported; known: linear, scaled_linear, squaredcos_cap_v2"
         )
-    cumprod = torch.cumprod(1 - betas, dim=0)
+    cumprod = _shifted(torch.cumprod(1 - betas, dim=0), shift)
     return Discrete(_zero_terminal_snr(cumprod) if zero_snr else tuple(cumprod.tolist()))
+
+
+def _shifted(cumprod: Tensor, shift: float) -> Tensor:
+    """alpha^2 at a signal-to-noise ratio `shift` times smaller, as the schedulers of CogVideoX have it."""
+    return cumprod / (shift + (1 - shift) * cumprod)
 
 
 def _zero_terminal_snr(cumprod: Tensor) -> tuple[float, ...]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from solverdistill.support.inference import usable_in_gradients
+
 
 def shared_view(network: Callable[..., Any]) -> Callable[..., Any]:
     """A frozen copy of a module, or of a method with its module, whose tensors lie in the same memory.
@@ -41,5 +43,5 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _alias(value: Tensor) -> Tensor:
-    alias = value.detach()
+    alias = usable_in_gradients(value.detach())
     return nn.Parameter(alias, requires_grad=False) if isinstance(value, nn.Parameter) else alias

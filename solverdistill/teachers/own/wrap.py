@@ -9,6 +9,7 @@ from typing import Any
 from solverdistill.denoisers.base import Teacher
 from solverdistill.noise.paths import Discrete
 from solverdistill.noise.paths import Path as NoisePath
+from solverdistill.support.inference import with_gradients
 from solverdistill.teachers.own.conventions import Convention
 from solverdistill.teachers.own.first_call import answers, begin
 from solverdistill.teachers.own.native_levels import choose_range, make_schedule
@@ -52,10 +53,11 @@ def wrap(
     """Make a teacher from a module or a function, by saying what it was trained on.
 
     A module stays as it is, in its mode, with its gradients and on its device: the teacher holds a frozen copy in
-    evaluation mode that shares the weights' memory (and copies them when it is moved to another device). Train the
-    module on and the teacher changes with it. A function is called as it is: what it uses must be in evaluation mode,
-    and frozen lest a fit fill its `.grad`; it is not moved, and is given states in the dtype that it was found to take.
-    The network is called a few times on noise, here and whenever the fingerprint is asked for.
+    evaluation mode that shares the weights' memory (and copies them when it is moved to another device, or where they
+    were made in inference mode). Train the module on and the teacher changes with it. A function is called as it is:
+    what it uses must be in evaluation mode, made outside of inference mode, and frozen lest a fit fill its `.grad`; it
+    is not moved, and is given states in the dtype that it was found to take. The network is called a few times on
+    noise, here and whenever the fingerprint is asked for.
 
     Args:
         network: The module or function; a `FrozenNetwork` is taken as it is and not called.
@@ -108,9 +110,10 @@ def wrap(
     if isinstance(network, FrozenNetwork):
         teacher = OwnTeacher(network, convention, path, sample, ends, label, num_classes, running, origin)
     else:
-        view = shared_view(network)
-        teacher = LiveTeacher(view, convention, path, sample, ends, label, num_classes, running, origin)
-        begin(teacher)
+        with with_gradients():
+            view = shared_view(network)
+            teacher = LiveTeacher(view, convention, path, sample, ends, label, num_classes, running, origin)
+            begin(teacher)
     teacher.data_range = black, white
     return teacher
 

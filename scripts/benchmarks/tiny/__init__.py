@@ -1,0 +1,1 @@
+"""Pipelines of diffusers with tiny random components: `TINY` names all of them."""
