@@ -4,7 +4,7 @@ A budget is counted in forward equivalents of the whole run: references, fits an
 turned into them by timing a few calls of the network. What was set by hand stays as it is; the plan fills in the rest,
 
     a rung    the largest of `RUNGS` that the budget pays for: shares of references and race, families, derivatives
-    samples   as many references as their share pays for, a quarter of them held out, up to those of a run without one
+    samples   as many references as their share pays for, a fifth of them held out, up to those of a run without one
     race      the largest of `RACES` that its share pays for
     descent   Gauss-Newton with what is left; on the smallest rung least squares of rows in its place, without gradients
 
@@ -37,12 +37,14 @@ UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
 WRITTEN = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(evals|evaluations|s|sec|min|h)\s*$")
 SPARE = 0.8  # of a time, for what is no evaluation of the network
 COMPARISON = 0.1  # of a budget, at most
-HELD_OUT = 0.25  # of the references
+HELD_OUT = 0.2  # of the references
 FEWEST = 4  # samples of a step
 FEWEST_STEPS = 12  # of a reference that is not measured
 CHUNK = 8  # references solved at once where they are few
 CLOSED = 64  # of least squares
 MANY = 512  # samples of a step that takes all
+STEPS = 8  # of a descent, rather than larger batches
+PATIENCE = 6  # with small batches
 RIDGE = 1e-4  # of least squares on few samples
 RACE_SIZES = ("first", "survivors", "gits", "lower_starts")
 SHORTEST = {"iterations": 2, "final_iterations": 4, "placements": 2, "samples": 16}
@@ -102,9 +104,9 @@ class Rung:
 
 RUNGS = (
     Rung(60_000, 0.3, 0.2, 3, True, True),
-    Rung(20_000, 0.4, 0.25, 2, True, True),
-    Rung(8_000, 0.4, 0.3, 1, True, False),
-    Rung(2_000, 0.4, 0.35, 1, True, False),
+    Rung(20_000, 0.3, 0.2, 2, True, True),
+    Rung(8_000, 0.25, 0.2, 1, True, False),
+    Rung(2_000, 0.25, 0.27, 1, True, False),
     Rung(0, 0.4, 0.45, 1, False, False),
 )
 RACES = (
@@ -253,9 +255,10 @@ def sizes(fit: Any, stated: Collection[str], most: int, cost: Callable[[Fit], in
         return
     if isinstance(fit, GaussNewtonFit) and "evaluations" not in stated:
         for samples in descending(fit.samples or MANY, 2 * FEWEST):
-            tried = replace(fit, tries=fit.tries if samples >= 64 else 2, samples=samples)
+            few = {} if samples >= 64 else {"tries": 2, "patience": PATIENCE}
+            tried = replace(fit, **{k: v for k, v in few.items() if k not in stated}, samples=samples)
             one = cost(replace(tried, iterations=1))
-            if 4 * one <= most or samples == 2 * FEWEST:  # else too few steps
+            if STEPS * one <= most or samples == 2 * FEWEST:
                 yield replace(tried, evaluations=max(1, most - one))
         return
     yield fit
