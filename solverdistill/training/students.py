@@ -24,6 +24,7 @@ from solverdistill.training.compose import compose, options_of
 from solverdistill.training.config_files import find_configs
 
 AUTO = "auto"
+SETTINGS = ("nfe", "depth", "grid", "path", "among", "points")  # of solver=auto
 NFE = 6  # where neither nfe nor depth is given
 HELD_OUT = 512  # samples that placements are chosen by
 
@@ -36,6 +37,9 @@ def make_students(solver: Mapping[str, Any], teacher: Teacher) -> tuple[Student,
     """
     if solver["name"] != AUTO:
         return (make_student(solver, teacher),)
+    unknown = sorted(solver.keys() - {"name", *SETTINGS})
+    if unknown:
+        raise ValueError(f"solver=auto has no setting {unknown[0]!r}; it has: {', '.join(SETTINGS)}")
     names, shared = solver.get("among"), {key: solver.get(key) for key in ("nfe", "depth", "grid", "path")}
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(name, str) for name in names):
         raise TypeError(f"solver.among is a list of families, as [corrected,bns,gas], not {names!r}")

@@ -162,8 +162,8 @@ def test_mistakes_are_one_sentence(options: dict[str, Any], sentence: str) -> No
 
 
 def test_settings_without_a_name_are_those_of_the_default_solver() -> None:
-    found, named = (configure("mixture", solver, None, {})["solver"] for solver in ({"nfe": 8}, "epd"))
-    assert found == {**named, "nfe": 8} and found["afs"]
+    found, named = (configure("mixture", solver, None, {})["solver"] for solver in ({"nfe": 8}, "auto"))
+    assert found == {**named, "nfe": 8} and found["among"]
 
 
 def test_a_teacher_is_loaded_by_its_name() -> None:

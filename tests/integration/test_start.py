@@ -145,7 +145,7 @@ def test_a_run_says_that_its_gradient_descent_is_set_for_another_solver(
     distil(start=gas, fit="race")
     assert "objective and optimizer" not in caplog.text
     distil(start=gas, fit=few)
-    assert "begins as gas, and objective and optimizer are the defaults of epd; say solver=gas for" in caplog.text
+    assert "begins as gas, and objective and optimizer are the defaults of auto; say solver=gas for" in caplog.text
 
 
 def test_a_run_goes_on_from_no_checkpoint_of_another_solver(tmp_path: Path) -> None:

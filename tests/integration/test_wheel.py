@@ -111,7 +111,17 @@ def test_every_command_works_in_an_empty_folder(site: Path, folder: Path) -> Non
 def test_two_processes_write_one_folder(launcher: str, site: Path, folder: Path) -> None:
     start = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29713"]
     start = [*(start if launcher == "torchrun" else []), "-m", "solverdistill", "train"]
-    run(site, folder, *start, *TINY, *MINE, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=out/${now:%f}")
+    run(
+        site,
+        folder,
+        *start,
+        *TINY,
+        *MINE,
+        "solver=epd",
+        "trainer=ddp",
+        "trainer.devices=2",
+        "hydra.run.dir=out/${now:%f}",
+    )
     (made,) = (folder / "out").iterdir()
     assert load_solver(made / "solver.json").nfe == 5
 

@@ -50,6 +50,11 @@ def test_a_family_that_cannot_have_the_cost_is_left_out() -> None:
         distilled({"name": "auto", "among": ["dode_edm"]}, 3)
 
 
+def test_a_setting_that_it_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="solver=auto has no setting 'order'; it has: nfe, depth, grid, path, among"):
+        distilled({"name": "auto", "order": 3})
+
+
 @pytest.mark.parametrize("among", [[], "bns", [1], None])
 def test_families_are_a_list_of_names(among: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="solver.among is a list of families"):

@@ -109,13 +109,14 @@ def test_all_commands_and_groups_are_completed() -> None:
     assert complete("solverdistill ") == complete("solverdistill") == [*COMMANDS, "--help", "--version"]
     groups = {folder.name for folder in find_configs().iterdir() if folder.is_dir()}
     offered = {word.removesuffix("=") for word in complete("solverdistill train ")}
-    assert groups | {"seed", "guidance", "start", "ckpt_path", "run_name", "output_dir"} == offered
+    assert groups | {"seed", "guidance", "start", "budget", "ckpt_path", "run_name", "output_dir"} == offered
 
 
 def test_a_run_is_named_by_its_solver_or_by_what_it_begins_at() -> None:
     gas, points = (OmegaConf.create(cost) for cost in ({"nfe": 6}, {"nfe": None, "depth": 3}))
     assert run_name("gas", "edm_digits", gas, None) == "gas-edm_digits-nfe6"
     assert run_name("parallel", "mixture", points, None) == "parallel-mixture-depth3"
+    assert run_name("auto", "mixture", OmegaConf.create({"nfe": None, "depth": None}), None) == "auto-mixture-nfe6"
     assert run_name("epd", "mixture", gas, "runs/a/gas4.json") == "start-gas4-mixture"
     assert run_name("epd", "mixture", gas, "zoo:ays-sd1.5") == "start-ays-sd1.5-mixture"
 
