@@ -102,7 +102,9 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def with_comparison(run: Run, settings: EvaluationSettings, stated: Collection[str]) -> tuple[Run, EvaluationSettings]:
-    """A run and its comparison on as many test samples as a tenth of its budget pays for; none where that is too few.
+    """A run and its comparison on as many test samples as a tenth of its budget pays for.
+
+    Where these are too few the curves are left out, and then all of it.
 
     Args:
         run: As planned by `within`.
@@ -112,10 +114,10 @@ def with_comparison(run: Run, settings: EvaluationSettings, stated: Collection[s
     family, most = run.student.family, COMPARISON * run.config["planned_evaluations"]
     if not settings.enabled or {"targets.test_samples", "evaluation"} & set(stated):
         return run, settings
-    for samples in descending(run.targets.test_samples, FEWEST_TESTED):
-        tried = replace(settings, curve_samples=min(settings.curve_samples, samples))
-        if samples * per_reference(run) + tried.expected(family.nfe, family.depth, samples) <= most:
-            return replace(run, targets=replace(run.targets, test_samples=samples)), tried
+    for tried in (settings, replace(settings, curve_nfe=[])):
+        for samples in descending(run.targets.test_samples, FEWEST_TESTED):
+            if samples * per_reference(run) + tried.expected(family.nfe, family.depth, samples) <= most:
+                return replace(run, targets=replace(run.targets, test_samples=samples)), tried
     log.warning(
         "no comparison at the end: it would take more than a tenth of the budget; evaluation=default brings it back"
     )

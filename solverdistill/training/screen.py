@@ -61,7 +61,7 @@ def in_short(fit: Fit) -> str:
     """The sizes of a fit that a budget changes."""
     names = ("first", "survivors", "starts", "iterations", "samples", "evaluations", "placements")
     known = ((name, getattr(fit, name, None)) for name in names)
-    return ", ".join(f"{name} {value}" for name, value in known if value is not None and not isinstance(value, bool))
+    return ", ".join(f"{name} {value:,}" for name, value in known if type(value) is int)
 
 
 def say_costs(run: Run, plan: FitPlan, data: TargetData, comparison: int | None = None) -> Costs:

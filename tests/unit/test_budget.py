@@ -105,10 +105,10 @@ def test_gradient_descent_is_shortened() -> None:
 
 
 def test_a_comparison_takes_a_tenth_or_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    for evaluations, enabled in ((1_000, False), (300_000, True)):
+    for evaluations, enabled, curves in ((1_000, False, True), (60_000, True, False), (300_000, True, True)):
         planned = within(run(), Budget.read(f"{evaluations}evals"), (), "cpu", comparison=True)
         after, settings = with_comparison(planned, EvaluationSettings(), ())
-        assert settings.enabled == enabled
+        assert settings.enabled == enabled and bool(settings.curve_nfe) == curves
         if enabled:
             tested = after.targets.test_samples
             assert tested * per_reference(after) + settings.expected(4, 4, tested) <= 0.1 * evaluations
