@@ -114,7 +114,7 @@ def distil(
     prompts = [prompt for prompt in (positive, positive_2, positive_3, positive_4) if prompt is not None]
 
     def fit(teacher: ModelTeacher) -> Any:
-        settings = settings_of(budget, nfe, batch, gradients)
+        settings = settings_of(budget, batch, gradients)
         return distill(teacher, nfe=nfe, seed=seed, device=str(teacher.device), progress=False, **settings)
 
     fitting = Distilling(fit, len(prompts), batch, budget, gradients)

@@ -41,13 +41,14 @@ HELD_OUT = 0.2  # of the references
 FEWEST = 4  # samples of a step
 FEWEST_STEPS = 12  # of a reference that is not measured
 CHUNK = 8  # references solved at once where they are few
-CLOSED = 64  # of least squares
+CLOSED = 64  # of least squares in the place of a descent
+HOW = {"batch_size", "checkpointing", "directions"}  # settings of a descent that say how it runs and not how far
 MANY = 512  # samples of a step that takes all
 STEPS = 8  # of a descent, rather than larger batches
 PATIENCE = 6  # with small batches
 RIDGE = 1e-4  # of least squares on few samples
 RACE_SIZES = ("first", "survivors", "gits", "lower_starts")
-SHORTEST = {"iterations": 2, "final_iterations": 4, "placements": 2, "samples": 16}
+SHORTEST = {"iterations": 2, "final_iterations": 4, "placements": 2, "samples": 8}
 PLANNED = ("train_samples", "validation_samples", "chunk", "reference")
 
 
@@ -141,6 +142,8 @@ def within(
     """
     most = evaluations_of(run, budget, device)
     rung = next(rung for rung in RUNGS if most >= rung.least)
+    if not any(fit.differentiates for fit in run.fits.values()):
+        rung = replace(rung, references=0.4, race=0.4, derivatives=False)
     run = replace(run, rivals=run.rivals[: rung.families - 1])
     run = with_reference(run, most, rung, device, progress)
     run = replace(run, targets=plan_targets(run, round(rung.references * most), stated))
@@ -221,9 +224,9 @@ def plan_fits(run: Run, most: int, of_race: int, rung: Rung, stated: Collection[
             return tried.expected(replace(run, fits={**fits, name: tried}).plan(None))
 
         share = of_race if isinstance(fit, RaceFit) else most // waiting
-        found = largest(sizes(fit, own, share, cost, rung), cost, share)
+        found = largest(sizes(fit, own, share, cost), cost, share)
         waiting -= 1
-        if isinstance(fit, GaussNewtonFit) and not own and (not rung.derivatives or cost(found) > share):
+        if isinstance(fit, GaussNewtonFit) and own <= HOW and (not rung.derivatives or cost(found) > share):
             name = "least_squares"
             few = descending(min(CLOSED, run.targets.train_samples), 2 * FEWEST)
             found = largest((LeastSquaresFit(samples=samples, ridge=RIDGE) for samples in few), cost, share)
@@ -247,20 +250,33 @@ def largest(found: Iterator[Fit], cost: Callable[[Fit], int], most: int) -> Fit:
     return fit
 
 
-def sizes(fit: Any, stated: Collection[str], most: int, cost: Callable[[Fit], int], rung: Rung) -> Iterator[Fit]:
-    """A fit at smaller and smaller sizes, what was set by hand kept; the first is the one that is configured."""
+def sizes(fit: Any, stated: Collection[str], most: int, cost: Callable[[Fit], int]) -> Iterator[Fit]:
+    """A fit at smaller and smaller sizes; what was set by hand is kept."""
     if isinstance(fit, RaceFit):
         smaller = ({name: getattr(race, name) for name in RACE_SIZES} for race in RACES)
         yield from (replace(fit, **{k: v for k, v in race.items() if k not in stated}) for race in smaller)
-        return
-    if isinstance(fit, GaussNewtonFit) and "evaluations" not in stated:
-        for samples in descending(fit.samples or MANY, 2 * FEWEST):
-            few = {} if samples >= 64 else {"tries": 2, "patience": PATIENCE}
-            tried = replace(fit, **{k: v for k, v in few.items() if k not in stated}, samples=samples)
-            one = cost(replace(tried, iterations=1))
-            if STEPS * one <= most or samples == 2 * FEWEST:
-                yield replace(tried, evaluations=max(1, most - one))
-        return
+    elif isinstance(fit, GaussNewtonFit) and "evaluations" not in stated:
+        yield from descents(fit, stated, most, cost)
+    elif isinstance(fit, LeastSquaresFit) and fit.ridge is None and "ridge" not in stated:
+        many = [samples for samples in descending(fit.samples, CLOSED) if "samples" not in stated]
+        yield from (replace(fit, samples=samples) for samples in many or [fit.samples])
+        yield from shorter(replace(fit, ridge=RIDGE, samples=(many or [fit.samples])[-1]), stated)
+    else:
+        yield from shorter(fit, stated)
+
+
+def descents(fit: GaussNewtonFit, stated: Collection[str], most: int, cost: Callable[[Fit], int]) -> Iterator[Fit]:
+    """Gauss-Newton for a number of evaluations, on the largest batches that leave some steps."""
+    for samples in descending(fit.samples or MANY, 2 * FEWEST):
+        few: dict[str, Any] = {} if samples >= 64 else {"tries": 2, "patience": PATIENCE}
+        tried = replace(fit, **{k: v for k, v in few.items() if k not in stated}, samples=samples)
+        one = cost(replace(tried, iterations=1))
+        if STEPS * one <= most or samples == 2 * FEWEST:
+            yield replace(tried, evaluations=max(1, most - one))
+
+
+def shorter(fit: Any, stated: Collection[str]) -> Iterator[Fit]:
+    """Any other fit as it is configured, and half as long, and half of that."""
     yield fit
     lengths = [name for name in SHORTEST if getattr(fit, name, None) is not None and name not in stated]
     while any(getattr(fit, name) > SHORTEST[name] for name in lengths):

@@ -98,6 +98,13 @@ def test_points_beside_evaluations_are_searched_for_less_or_left_out(caplog: pyt
     assert "points beside the evaluations are not tried" in caplog.text
 
 
+@pytest.mark.parametrize("evaluations", [700, 3_000, 20_000])
+def test_fits_without_derivatives_stay_so(evaluations: int) -> None:
+    configured = run(choices={"fit": ["race", "least_squares"]})
+    planned = within(configured, Budget.read(f"{evaluations}evals"), ["fit"], "cpu")
+    assert list(planned.fits) == ["race", "least_squares"] and 0.5 * evaluations < most_of(planned) <= evaluations
+
+
 def test_gradient_descent_is_shortened() -> None:
     planned = within(run(choices={"fit": "gradient"}), Budget.read("20000evals"), (), "cpu")
     fit: Any = planned.fits["gradient"]
