@@ -9,6 +9,7 @@ import torch
 from solverdistill.importers.known_models import Model
 from solverdistill.noise.grids import Grid
 from solverdistill.noise.paths import EDM, make_path
+from solverdistill.support.limits import shown
 
 
 def published_levels(kind: str, count: int, model: Model, rho: float = 7.0) -> list[float]:
@@ -29,7 +30,7 @@ def published_levels(kind: str, count: int, model: Model, rho: float = 7.0) -> l
             raise ValueError(f"schedule 'flowmatch' belongs to a flow model, which {model.title} is not; give model")
         return flow_levels(count, model)
     if model.flow:
-        raise ValueError(f"schedule {kind!r} does not fit the flow model {model.title}; give the levels as grid")
+        raise ValueError(f"schedule {shown(kind)} does not fit the flow model {model.title}; give the levels as grid")
     if kind == "time_uniform":
         return _time_uniform(count, model.start, model.end, rho)
     if kind == "discrete":
@@ -37,7 +38,9 @@ def published_levels(kind: str, count: int, model: Model, rho: float = 7.0) -> l
             raise ValueError(f"schedule 'discrete' needs a model with discrete times, which {model.title} is not")
         return Grid("discrete", count - 1, rho=rho, schedule=make_path(model.path)).values(EDM()).tolist()
     if kind not in ("polynomial", "logsnr"):
-        raise ValueError(f"schedule {kind!r} is unknown; known: polynomial, logsnr, time_uniform, discrete, flowmatch")
+        raise ValueError(
+            f"schedule {shown(kind)} is unknown; known: polynomial, logsnr, time_uniform, discrete, flowmatch"
+        )
     return Grid(kind, count - 1, model.start, model.end, rho).values(EDM()).tolist()
 
 

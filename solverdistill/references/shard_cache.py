@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from solverdistill.support.files import STALE_AFTER, _age, claim, write_atomically
+from solverdistill.support.json_files import read_json_object
 
 FORMAT = "solverdistill-cache/1"
 
@@ -148,14 +149,16 @@ class ShardCache:
 
     def _manifest(self) -> dict[str, Any]:
         try:
-            manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-            if isinstance(manifest["shards"], dict):
-                return manifest
+            shards = read_json_object(self.folder / "manifest.json").get("shards")
         except FileNotFoundError:
-            pass
-        except (ValueError, KeyError, TypeError):
+            return {**self.facts, "shards": {}}
+        except ValueError:
+            shards = None
+        known = shards if isinstance(shards, dict) else {}
+        known = {shard: entry for shard, entry in known.items() if _is_entry(entry)}
+        if known != shards:
             log.warning("%s is damaged; its shards are made again", self.folder / "manifest.json")
-        return {**self.facts, "shards": {}}
+        return {**self.facts, "shards": known}
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         return self._manifest()["shards"]
@@ -189,6 +192,11 @@ class ShardCache:
                     write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
                     return
             time.sleep(0.01)
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this is what a manifest says of a shard."""
+    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
 
 
 def _sha256(path: Path) -> str:
