@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from solverdistill.support.limits import Allowance, first_sentence, open_archive
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def read_npz(path: Path | str) -> dict[str, np.ndarray[Any, Any]]:
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray[Any, Any]]:
     """All arrays of an .npz file.
 
     Raises:
@@ -32,7 +33,7 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray[Any, Any]]:
     return found
 
 
-def read_npy(path: Path | str) -> np.ndarray[Any, Any]:
+def read_npy(path: str | os.PathLike[str]) -> np.ndarray[Any, Any]:
     """The array of an .npy file.
 
     Raises:
@@ -65,7 +66,7 @@ def _read_array(stream: IO[bytes], what: str, size: int) -> np.ndarray[Any, Any]
         raise ValueError(f"array {what} cannot be read: {first_sentence(error)}") from None
 
 
-def read_safetensors(path: Path | str) -> dict[str, Tensor]:
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """All tensors of a safetensors file, which takes no more memory than the file.
 
     Raises:
@@ -101,7 +102,7 @@ def check_size(allowance: Allowance, tensors: Iterable[Tensor], itemsize: int) -
         allowance.take(value.numel() * itemsize)
 
 
-def float64_tensors(path: Path | str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def float64_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of a file's tensors in float64.
 
     Raises:

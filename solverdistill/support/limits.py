@@ -7,6 +7,7 @@ before anything of it is made.
 
 from __future__ import annotations
 
+import os
 import reprlib
 import struct
 import zipfile
@@ -43,7 +44,7 @@ class Allowance:
         self.taken = self.objects = 0
 
     @classmethod
-    def of(cls, path: Path | str, what: str | None = None) -> Allowance:
+    def of(cls, path: str | os.PathLike[str], what: str | None = None) -> Allowance:
         """The whole allowance of a file, or of a folder's safetensors files."""
         place = Path(path)
         files = place.glob("*.safetensors") if place.is_dir() else (place,)
@@ -90,7 +91,7 @@ def _amount(count: int) -> str:
 
 
 @contextmanager
-def open_archive(path: Path | str) -> Iterator[zipfile.ZipFile]:
+def open_archive(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
     """Open a zip archive whose members, unpacked, are within the allowance of its file.
 
     Raises:

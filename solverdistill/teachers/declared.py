@@ -7,6 +7,7 @@ its weight files can hold, and not when the machine is full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,9 +39,10 @@ def check_declared(folder: Path, config: Mapping[str, Any], make: Callable[[], n
     allowance = Allowance.of(folder, f"the weights in {folder}")
     _check_numbers(folder, config)
     for name in SIZES:  # of a table of positions, which some networks compute and do not store
-        size, heads = config.get(name), (config.get("num_attention_heads"), config.get("attention_head_dim"))
-        if isinstance(size, int) and all(isinstance(value, int) for value in heads):
-            Allowance.of(folder, f"the weights in {folder}").take(size**2 * heads[0] * heads[1] * SINGLE)
+        said = [config.get(key) for key in (name, name, "num_attention_heads", "attention_head_dim")]
+        numbers = [value for value in said if isinstance(value, int)]
+        if len(numbers) == len(said):
+            Allowance.of(folder, f"the weights in {folder}").take(math.prod(numbers) * SINGLE)
     tensors = count_tensors(folder)
     try:
         with counted(allowance, tensors), torch.device("meta"):

@@ -179,9 +179,8 @@ def check_record(facts: Card, path: Path, record: PersistentObject) -> None:
     found = defaults | RELEASED_DEFAULTS[network.class_name] | network.init_kwargs
     for key in sorted(set(expected) - TRAINING_ONLY):
         if found[key] is not inspect.Parameter.empty and not _same(found[key], expected[key]):
-            raise ValueError(
-                f"file {path} was made with {key}={_plain(found[key])} and not {_plain(expected[key])} {where}"
-            )
+            ours, theirs = _plain(expected[key]), _plain(found[key])
+            raise ValueError(f"file {path} was made with {key}={theirs} and not {ours} {where}")
 
 
 def _plain(value: Any) -> str:
