@@ -19,11 +19,12 @@ from typing import Any
 
 EXPANSION = 64  # bytes in memory for every byte of a file
 ROOM = 64 << 20  # bytes that any file may expand to
-MAX_OBJECTS = 1_000_000  # containers and their members that one file may be made of
+MAX_OBJECTS = 500_000  # containers and their members that one file may be made of
 MAX_DEPTH = 64  # lists within lists
 
 
-DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, struct.error, zlib.error)
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, UnicodeDecodeError)
+DAMAGED += (struct.error, zlib.error)
 
 
 class Oversized(ValueError):
