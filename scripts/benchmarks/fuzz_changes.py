@@ -175,7 +175,7 @@ def _changed_archive(data: bytes, dice: random.Random) -> bytes:
         members = {name: archive.read(name) for name in archive.namelist()}
     pickles = [name for name in members if name.endswith("data.pkl")]
     chosen = dice.choice(pickles if pickles and dice.random() < 0.7 else list(members))
-    if dice.random() < 0.05:
+    if dice.random() < 0.02:
         members[chosen] += bytes(300 << 20)
     else:
         members[chosen] = changed_bytes(members[chosen], dice, PICKLED if pickles else [])

@@ -186,7 +186,7 @@ def _pipeline(name: str) -> Target:
 
     def load(folder: Path) -> Any:
         teacher = getattr(pipelines, name)(str(folder), **options)
-        return teacher.decoder and teacher.decoder.vae if hasattr(teacher, "decoder") else teacher
+        return teacher.decoder.load() if teacher.decoder is not None else teacher
 
     return Target(lambda folder: [pipeline_folders.PIPELINES[name](folder / name)], load)
 

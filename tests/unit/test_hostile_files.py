@@ -99,7 +99,7 @@ def test_strides_of_zero_in_pickles_are_never_filled_in(tmp_path: Path) -> None:
     refused(lambda: import_solver(path), "bytes and would expand to")
 
 
-@pytest.mark.filterwarnings("ignore:.*(quantize|Validating sparse)")
+@pytest.mark.filterwarnings("ignore:.*(quantize|Validating sparse|TypedStorage)")
 def test_networks_are_held_against_the_size_of_their_file(tmp_path: Path) -> None:
     arguments = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "model_channels": 16, "num_blocks": 1}
     config = {"preconditioning": "edm", "network": "SongUNet", "arguments": arguments, "noise_range": [80.0, 0.002]}

@@ -73,7 +73,7 @@ def _from_csv(path: Path, text: str) -> list[str]:
         columns = reader.fieldnames or []
         column = next((name for name in COLUMNS if name in columns), None)
         if column is None:
-            named = ", ".join(columns)[:200] or "none"
+            named = " ".join(", ".join(columns).split())[:200] or "none"
             raise ValueError(f"{path} has no column named {', '.join(COLUMNS)}; it has: {named}")
         return [row[column] or "" for row in reader]
     except csv.Error as error:

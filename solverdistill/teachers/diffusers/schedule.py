@@ -26,6 +26,7 @@ from torch._C._functorch import peek_interpreter_stack
 
 from solverdistill.noise.paths import Discrete, Flow, Path
 from solverdistill.support.facts import LARGEST, Facts
+from solverdistill.support.limits import shown
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "denoised", "flow_prediction": "flow"}
 LAST_ALPHA_SQUARE = 2.0**-24
@@ -65,7 +66,7 @@ class Schedule:
     def __post_init__(self) -> None:
         known = sorted(PREDICTIONS.values())
         if self.prediction not in known:
-            raise ValueError(f"prediction {self.prediction!r} is unknown; known: {', '.join(known)}")
+            raise ValueError(f"prediction {shown(self.prediction)} is unknown; known: {', '.join(known)}")
         if (self.prediction == "flow") != isinstance(self.path, Flow):
             raise ValueError(f"prediction {self.prediction!r} does not go with the scheduler's {self.path.name} path")
         if self.zero_snr and self.prediction == "eps":
