@@ -114,13 +114,14 @@ def changed_json(text: str, dice: random.Random) -> str:
     document = json.loads(text)
     raw = {}
     for count in range(dice.choice((1, 1, 1, 2, 5))):
-        box, key = dice.choice(_places(document) or [([0], 0)])
+        places: list[tuple[Any, Any]] = _places(document) or [([0], 0)]
+        box, key = dice.choice(places)
         if dice.random() < 0.2:
             mark = f"@raw{count}@"
             raw[json.dumps(mark)] = dice.choice(RAW)
             box[key] = mark
         elif dice.random() < 0.2:
-            box[key] = dice.choice(_places(document) or [(None, 0)])[0]
+            box[key] = dice.choice(places)[0]
             try:
                 json.dumps(document)
             except ValueError:  # it now contains itself

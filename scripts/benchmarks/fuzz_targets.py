@@ -30,12 +30,12 @@ from tests import pipeline_folders
 from tests.pickle_making import RECONSTRUCT, as_persistent, dumps, mentioned, persistent, write_checkpoint
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "tests" / "goldens" / "published"
-EDM = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "label_dim": 2, "model_channels": 8}
+EDM: dict[str, Any] = {"img_resolution": 8, "in_channels": 1, "out_channels": 1, "label_dim": 2, "model_channels": 8}
 EDM |= {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
-FACTS = {"name": "tiny", "url": "https://example.org/tiny", "licence": "MIT", "source": "a fuzzer"}
+FACTS: dict[str, Any] = {"name": "tiny", "url": "https://example.org/tiny", "licence": "MIT", "source": "a fuzzer"}
 RANGE = {"preconditioning": "edm", "noise_range": [80.0, 0.002]}
 EDM_CARD = Card(**FACTS, config={**RANGE, "network": "SongUNet", "arguments": EDM})
-DIT = {"input_size": 8, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+DIT: dict[str, Any] = {"input_size": 8, "hidden_size": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
 DIT_CARD = Card(**FACTS, config={"network": "DiT", "arguments": DIT})
 
 
@@ -149,7 +149,11 @@ def _torch_files(folder: Path) -> list[Path]:
 
 
 def _arrays(folder: Path) -> list[Path]:
-    values = {"r": np.full((3, 2), 0.5), "weight": np.full((3, 2), 0.5), "scale_dir": np.full((3, 2), 1.01)}
+    values: dict[str, Any] = {
+        "r": np.full((3, 2), 0.5),
+        "weight": np.full((3, 2), 0.5),
+        "scale_dir": np.full((3, 2), 1.01),
+    }
     np.savez(folder / "plain.npz", **values)
     np.savez_compressed(folder / "packed.npz", **values, scale_time=np.ones((3, 2)), dataset_name="cifar10")
     return [folder / "plain.npz", folder / "packed.npz"]

@@ -62,10 +62,11 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
     features = None
     if options.features:
-        import numpy as np
         import torch
 
-        features = torch.from_numpy(np.load(options.features, allow_pickle=False))
+        from solverdistill.support.arrays import read_npy
+
+        features = torch.from_numpy(read_npy(options.features).astype("f8"))
     return Settings(
         model=options.model,
         grid=None if options.grid is None else [float(level) for level in options.grid.split(",")],
