@@ -95,7 +95,7 @@ class NetworkSchedule:
             raise ValueError(problem)
         if config.get("prediction_type") == "flow_prediction" or name.startswith("FlowMatch"):
             # shifts, static or dynamic, choose default levels; they do not change what a level is called
-            flow = Schedule(Flow(), "flow", facts.count("num_train_timesteps", 2, MAX_STEPS, 1000))
+            flow = Schedule(Flow(), "flow", facts.count("num_train_timesteps", 1, MAX_STEPS, 1000))
             return cls(flow, description, inverted=facts.flag("invert_sigmas", False))
         continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
         return cls(make_schedule(config), description, continuous=continuous)

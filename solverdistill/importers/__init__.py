@@ -11,13 +11,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 from solverdistill.importers import amed, dyweight, epd, gas, ld3, neuralsolver, steplists
 from solverdistill.importers.imported import Imported, Settings
 from solverdistill.importers.predictor_files import Predictor, predictor_of_json, predictor_of_pickle, read_json
 from solverdistill.importers.probing import probe
-from solverdistill.support.limits import open_archive
+from solverdistill.support.limits import is_archive, open_archive
 from solverdistill.support.pickles import file_kind, read_torch
 
 __all__ = ["FORMATS", "Imported", "Settings", "import_solver", "probe"]
@@ -73,7 +72,7 @@ def import_solver(path: str | os.PathLike[str], settings: Settings | None = None
 
 def _kind(path: str | os.PathLike[str]) -> str:
     """ "arrays", "pickle", "torch", "torch-legacy", "safetensors" or "text"."""
-    if is_zipfile(path):
+    if is_archive(path):
         with open_archive(path) as archive:
             if any(name.endswith(".npy") for name in archive.namelist()):
                 return "arrays"

@@ -91,6 +91,14 @@ def _amount(count: int) -> str:
     return f"{count >> 20} MB" if count < 1 << 50 else "more than any memory"
 
 
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a zip archive, perhaps a damaged one."""
+    try:
+        return zipfile.is_zipfile(path)
+    except DAMAGED:
+        return True
+
+
 @contextmanager
 def open_archive(path: str | os.PathLike[str]) -> Iterator[zipfile.ZipFile]:
     """Open a zip archive whose members, unpacked, are within the allowance of its file.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import IO, Any
 
 import torch
 
-from solverdistill.support.limits import Allowance, first_sentence, open_archive
+from solverdistill.support.limits import Allowance, first_sentence, is_archive, open_archive
 from solverdistill.support.pickle_reader import Reader, scan
 
 # torch's format before 1.6 is a row of pickles, of which the first is this number.
@@ -56,7 +55,7 @@ def read_torch(path: str | os.PathLike[str]) -> Any:
     kind, path = file_kind(path), Path(path)
     if kind not in ("torch", "torch-legacy"):
         raise ValueError(f"file {path} is a {kind} file and not one of torch.save")
-    if kind == "torch" and not zipfile.is_zipfile(path):
+    if kind == "torch" and not is_archive(path):
         raise ValueError(f"file {path} is truncated: its archive has no end; get it again")
     allowance = Allowance.of(path)
     try:

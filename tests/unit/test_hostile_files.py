@@ -153,6 +153,11 @@ def test_damaged_archives_are_one_sentence(tmp_path: Path) -> None:
     central = data.rindex(b"PK\x01\x02")
     (tmp_path / "a.pt").write_bytes(data[:central] + b"XX" + data[central + 2 :])
     refused(lambda: import_solver(tmp_path / "a.pt"), "is a damaged archive, get it again")
+    locator = struct.pack("<LLQL", 0x07064B50, 0, 0, 2)  # of an archive on two disks
+    end = data.rindex(b"PK\x05\x06")
+    (tmp_path / "a.pt").write_bytes(data[:end] + locator + data[end:])
+    for load in (import_solver, read_torch):
+        refused(lambda load=load: load(tmp_path / "a.pt"), "zipfiles that span multiple disks are not supported")
 
 
 KEYS = {

@@ -123,7 +123,7 @@ def test_configurations_that_are_no_objects(copied: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000, which is not between 2 and 100000"),
+        ({"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000, which is not between 1 and 100000"),
         ({"num_train_timesteps": "many"}, "must say num_train_timesteps as an integer, not 'many'"),
         ({"prediction_type": ["epsilon"]}, "must say prediction_type as a word"),
         ({"beta_start": -1.0}, "betas of the scheduler go from -1 to"),

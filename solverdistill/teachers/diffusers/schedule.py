@@ -132,7 +132,7 @@ def make_schedule(
     """
     facts = Facts("scheduler_config.json", config)
     told = facts.word("prediction_type", "epsilon")
-    stated, steps = PREDICTIONS.get(told, told), facts.count("num_train_timesteps", 2, MAX_STEPS, 1000)
+    stated, steps = PREDICTIONS.get(told, told), facts.count("num_train_timesteps", 1, MAX_STEPS, 1000)
     cls = facts.word("_class_name", "unnamed scheduler")
     if cls.startswith("FlowMatch"):
         return Schedule(Flow(_shift(facts, image_tokens)), prediction or "flow", steps)
@@ -140,7 +140,10 @@ def make_schedule(
         return Schedule(Flow(_positive(facts.number("flow_shift", 1.0))), prediction or "flow", steps)
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise ValueError(f"the noise schedule of {cls[:60]} is not supported; known: betas, and flow matching")
-    zero_snr = facts.flag("rescale_betas_zero_snr", False)
+    steps, zero_snr = (
+        facts.count("num_train_timesteps", 2, MAX_STEPS, 1000),
+        facts.flag("rescale_betas_zero_snr", False),
+    )
     return Schedule(_discrete(facts, steps, zero_snr), prediction or stated, steps, zero_snr)
 
 
