@@ -128,8 +128,17 @@ def rebuild(stored: Mapping[str, Any], configured: Family | None = None) -> Fami
         stored: As `Family.hyperparameters()` gave them and a file kept them.
         configured: The family of the user's own configuration, the only one outside the roster that is made.
     Raises:
-        ValueError: the file names another one outside the roster; or as `build`.
+        ValueError: the file names another one outside the roster, or holds what no family can be made of.
     """
+    try:
+        return _rebuild(stored, configured)
+    except ValueError:
+        raise
+    except Exception as error:  # what a file holds has any type
+        raise ValueError(f"the file describes no solver family: {error}") from None
+
+
+def _rebuild(stored: Mapping[str, Any], configured: Family | None) -> Family:
     given = dict(stored)
     name, grid, path = (given.pop(key, None) for key in ("name", "grid", "path"))
     if configured is not None and name == configured.hyperparameters()["name"]:

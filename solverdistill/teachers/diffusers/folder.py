@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from solverdistill.support.files import expand
+
 HUB = "https://huggingface.co"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
@@ -29,7 +31,7 @@ def pipeline_folder(weights: str, parts: tuple[str, ...], variant: str | None = 
     Raises:
         FileNotFoundError: it is neither here nor can it be downloaded.
     """
-    folder = Path(weights).expanduser()
+    folder = expand(weights)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights):

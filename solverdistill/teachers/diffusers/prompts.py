@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solverdistill.support.files import expand
 from solverdistill.teachers.diffusers.folder import DTYPES, TEXT_PARTS, library, read_json
 
 COLUMNS = ("prompt", "caption", "text")
@@ -36,7 +37,7 @@ def read_prompts(prompts: str | Sequence[str] | None) -> list[str]:
         text = resources.files("solverdistill.teachers.diffusers").joinpath("prompts.txt").read_text(encoding="utf-8")
         found = text.splitlines()
     elif isinstance(prompts, str):
-        path = Path(prompts).expanduser()
+        path = expand(prompts)
         if not path.is_file():
             raise FileNotFoundError(f"model.prompts={prompts} is no file; give one prompt per line, or a CSV")
         found = _from_csv(path) if path.suffix.lower() == ".csv" else path.read_text(encoding="utf-8").splitlines()
