@@ -156,7 +156,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
         raise TypeError(f"seed must be an integer, not {config['seed']!r}")
     check_range("seed", config["seed"], least=0, most=LARGEST_SEED)
-    GuidanceRule.of(config["guidance"])
+    if config["guidance"] is not None:
+        GuidanceRule.of(config["guidance"])
 
 
 def begin_at(config: Mapping[str, Any], asked: Mapping[str, Any], teacher: Teacher) -> Start:
