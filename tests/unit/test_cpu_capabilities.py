@@ -1,4 +1,4 @@
-"""What is shipped does not depend on the kind of CPU that made it: each in a process of its own, with its own kernels."""
+"""What is shipped does not depend on the kind of CPU that made it: each kind of kernels in a process of its own."""
 
 from __future__ import annotations
 
