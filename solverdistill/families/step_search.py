@@ -15,8 +15,8 @@ MOST_EVALUATIONS = 256  # of a student; teachers are solved exactly in fewer
 LONGEST_GAP = 4  # numbers of steps in a row that a family may be unable to take, above the fewest that it can
 
 
-def check_cost(name: str, value: Any) -> None:
-    """Refuse what is no number of evaluations, or of sequential calls, of a student.
+def check_cost(name: str, value: Any) -> int:
+    """A number of evaluations, or of sequential calls, of a student; what is none is refused.
 
     Raises:
         TypeError, ValueError: it is no integer, or out of range; the message names it.
@@ -24,6 +24,7 @@ def check_cost(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer of at least 1, not {value!r}")
     check_range(name, value, least=1, most=MOST_EVALUATIONS)
+    return value
 
 
 def find_steps(cost: Callable[[int], int | None], wanted: int, most: int) -> tuple[int | None, set[int]]:

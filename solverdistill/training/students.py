@@ -93,7 +93,7 @@ def make_student(solver: Mapping[str, Any], teacher: Teacher) -> Student:
     if nfe is not None and depth is not None:
         raise ValueError(f"solver.nfe={nfe} and solver.depth={depth} both say what a sample costs; set one to null")
     cost, wanted = ("nfe", nfe) if depth is None else ("depth", depth)
-    check_cost(f"solver.{cost}", wanted)
+    wanted = check_cost(f"solver.{cost}", wanted)
     path = teacher.path if path is None else make_path(path)
     if isinstance(grid, list):
         for level in grid:
