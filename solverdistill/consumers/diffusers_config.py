@@ -43,8 +43,7 @@ def scheduler_config(solver: Any, target: Any = None, initial_noise: str = "unit
         ValueError: the program has several inputs or no evaluation, or the network is not known.
     """
     file = as_solver_file(solver)
-    teacher = file.provenance.get("teacher")
-    teacher = teacher if isinstance(teacher, Mapping) else {}
+    teacher = file.teacher
     if type(target).__name__ in OWN_SCALE:
         raise ValueError(f"{type(target).__name__} computes with its scheduler's states; only that scheduler has them")
     network = find_network(target, teacher)

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from solverdistill.denoisers.base import Denoiser, Teacher, call, per_sample
 from solverdistill.denoisers.wrappers import Checkpointed, Counted, Guided, Thresholded
 from solverdistill.programs.program import SolverProgram
+from solverdistill.support.type_checks import check_range, is_number
 
 EDGE = 1 + 1e-6  # a solver's levels are float32, so that one at an end of the interval may miss it by a rounding
 
@@ -50,8 +51,9 @@ class GuidanceRule:
             low, high = _pair("scale", self.scale)
             if low > high:
                 raise ValueError(f"guidance.scale {list(self.scale)} must be [lowest, highest]")
-        elif not _is_number(self.scale):
-            raise TypeError(f"guidance.scale must be a number or [lowest, highest], not {self.scale!r}")
+        elif not is_number(self.scale):
+            raise TypeError(f"guidance.scale must be a finite number or [lowest, highest], not {self.scale!r}")
+        check_range("guidance", self.scale[0] if isinstance(self.scale, tuple) else self.scale, least=0)
         if self.interval is not None:
             noisiest, cleanest = _pair("interval", self.interval)
             if noisiest <= cleanest:
@@ -240,11 +242,7 @@ def network_passes(denoiser: Denoiser, program: SolverProgram) -> int:
     return program.nfe * (denoiser.passes if isinstance(denoiser, Guided) else 1)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _pair(name: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, tuple) or len(value) != 2 or not all(_is_number(v) for v in value):
-        raise TypeError(f"guidance.{name} must be a pair of numbers, not {value!r}")
+    if not isinstance(value, tuple) or len(value) != 2 or not all(is_number(v) for v in value):
+        raise TypeError(f"guidance.{name} must be a pair of finite numbers, not {value!r}")
     return value

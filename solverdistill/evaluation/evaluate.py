@@ -183,9 +183,9 @@ def _students(files: dict[str, SolverFile], teacher: Teacher) -> tuple[list[Cand
         if any((label, file.program.nfe) == (other.label, other.nfe) for other in students):
             label = f"{names[path]} ({path})"
         students.append(Candidate.of(label, file.program))
-        fitted: Any = file.provenance.get("teacher") or {}
-        if isinstance(fitted, dict) and fitted.get("fingerprint") not in (None, fingerprint):
-            warnings.append(f"{path} was fitted to another teacher, {fitted.get('name')} {fitted['fingerprint']}")
+        if file.teacher.get("fingerprint") not in (None, fingerprint):
+            which = f"{file.teacher.get('name')} {file.teacher['fingerprint']}"
+            warnings.append(f"{path} was fitted to another teacher, {which}")
         alpha = float(file.program.readouts.alpha[-1])
         expected = float(teacher.path.alpha(teacher.noise_range[1]))
         if abs(alpha - expected) > 1e-3:

@@ -18,7 +18,7 @@ from solverdistill.programs.tracing import Eager
 from solverdistill.references.batch import Batch
 from solverdistill.references.trajectory import Trajectory
 from solverdistill.support.processes import count
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class GreedyFit:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.samples < 1:
-            raise ValueError(f"fit.samples must be at least 1, not {self.samples}")
+        check_ranges(self, "fit.", "samples", least=1)
 
     def check(self, plan: FitPlan) -> None:
         """Refuse a student that is none of D-ODE's."""

@@ -34,7 +34,7 @@ from solverdistill.noise.levels import float64
 from solverdistill.programs.tracing import Eager
 from solverdistill.references.batch import Batch
 from solverdistill.support.processes import count, dealt, share, total
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 RATIOS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.27, 0.35, 0.45, 0.55, 0.67, 0.8, 0.92)  # r = 0 would be the slope g again
 SMALLEST_WEIGHT = 0.05
@@ -60,9 +60,7 @@ class PointSearchFit:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
+        check_ranges(self, "fit.", "samples", "batch_size", least=1)
 
     def check(self, plan: FitPlan) -> None:
         """Refuse a student without points, unless other fits can work on it."""

@@ -122,8 +122,12 @@ def _layer(predictor: Predictor, name: str, x: Tensor, outputs: int, inputs: int
 
 
 def _codes(grid: list[float]) -> Tensor:
-    """Codes of noise levels, whose frequencies are published in single precision. Shape: (levels, 8)."""
-    frequencies = torch.pow(torch.tensor(1 / 10000), torch.arange(4, dtype=torch.float32) / 3).double()
+    """Codes of noise levels, whose frequencies are published in single precision. Shape: (levels, 8).
+
+    Powers are taken in double precision and rounded: those of single precision differ between kinds of CPU.
+    """
+    exponents = torch.arange(4, dtype=torch.float32) / 3
+    frequencies = torch.pow(torch.tensor(1 / 10000).double(), exponents.double()).float().double()
     angles = torch.tensor(grid, dtype=torch.float64)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

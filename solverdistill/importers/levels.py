@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
+from numpy import float32 as single
+from numpy import sqrt
 
 from solverdistill.importers.known_models import Model
 from solverdistill.noise.grids import Grid
@@ -59,10 +61,19 @@ def shifted(times: list[float], model: Model) -> list[float]:
 
 
 def _time_uniform(count: int, start: float, end: float, rho: float, eps: float = 1e-3) -> list[float]:
-    """In single precision, as published: cancellation leaves the last level at 0.0020132 instead of 0.002."""
-    low, high = (torch.log(torch.tensor(sigma, dtype=torch.float32) ** 2 + 1) for sigma in (end, start))
-    slope = 2 * (low / eps - high) / (eps - 1)
-    intercept = high - 0.5 * slope
-    u = torch.arange(count) / (count - 1)
-    t = (1 + u * (eps ** (1 / rho) - 1)) ** rho
-    return ((math.e ** (0.5 * slope * t**2 + intercept * t) - 1) ** 0.5).tolist()
+    """In single precision, as published: cancellation leaves the last level at 0.0020132 instead of 0.002.
+
+    Every operation is the rounded one of double precision, which every machine does alike; its own logarithms and
+    powers of single precision differ between two kinds of CPU by a unit in the last place.
+    """
+    half, one, two, base, share = (single(value) for value in (0.5, 1.0, 2.0, math.e, eps))
+    low, high = (single(math.log(single(sigma) * single(sigma) + one)) for sigma in (end, start))
+    slope = two * (low / share - high) / single(eps - 1)
+    intercept = high - half * slope
+    levels = []
+    for i in range(count):
+        u = single(i) / single(count - 1)
+        t = single(math.pow(one + u * single(eps ** (1 / rho) - 1), single(rho)))
+        power = single(math.pow(base, half * slope * (t * t) + intercept * t))
+        levels.append(float(sqrt(power - one)))
+    return levels

@@ -48,6 +48,12 @@ class SolverFile:
     params: dict[str, Tensor] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def teacher(self) -> Mapping[str, Any]:
+        """What the provenance says of the teacher, a name alone included; empty where it says nothing."""
+        said = self.provenance.get("teacher")
+        return said if isinstance(said, Mapping) else {"name": said} if isinstance(said, str) else {}
+
 
 def save_solver(
     path: str | os.PathLike[str],
@@ -213,6 +219,8 @@ def _parse(root: _Node) -> SolverFile:
     family = dict(root["family"].expect(dict, "an object"))
     params = {name: _parse_param(_Node(value, f"family.params.{name}")) for name, value in _params(root).items()}
     family.pop("params", None)
+    if "name" in family:
+        root["family"]["name"].expect(str, "a string")
     return SolverFile(program, family, params, dict(root["provenance"].expect(dict, "an object")))
 
 

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solverdistill.support.files import STALE_AFTER, _age, claim, write_atomically
+from solverdistill.support.files import STALE_AFTER, _age, claim, expand, write_atomically
 from solverdistill.support.json_files import read_json_object
 
 FORMAT = "solverdistill-cache/1"
@@ -61,7 +61,7 @@ class ShardCache:
         self.facts: dict[str, Any] = {"format": FORMAT, "samples_per_shard": samples, **facts}
         self.samples = samples
         key = hashlib.sha256(json.dumps(self.facts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
-        self.folder = Path(root).expanduser() / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{key}"
+        self.folder = expand(root) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{key}"
 
     def path(self, shard: int) -> Path:
         """File of a shard."""

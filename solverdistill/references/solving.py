@@ -22,11 +22,10 @@ from solverdistill.noise.levels import Level, float64
 from solverdistill.noise.paths import Path
 from solverdistill.programs.tracing import Eager
 from solverdistill.references.trajectory import Trajectory
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 TOLERANCE = 1e-6  # of the adaptive reference
-
-
+MOST_STEPS = 1000  # of a fine grid, ten times what a reference needs
 MAX_STEPS = 200  # of the adaptive reference, within a step of the fine grid
 
 
@@ -57,12 +56,15 @@ class Reference:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        Grid(self.grid, self.steps, rho=self.rho)
+        check_ranges(self, "targets.reference.", "steps", most=MOST_STEPS)
+        check_ranges(self, "targets.reference.", "nested", least=0, most=MOST_STEPS)
+        check_ranges(self, "targets.reference.", "inner", least=2, most=MOST_STEPS)
+        check_ranges(self, "targets.reference.", "rtol", "atol", above=0)
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and self.solver != "dopri5":
                 raise ValueError(f"{name}={value} of the reference belongs to dopri5; {self.solver} takes fixed steps")
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} of the reference must be above 0, not {value}")
 
     def levels(self, path: Path, noise_range: tuple[float, float], rule: Grid | None = None) -> tuple[float, ...]:
         """The fine grid in the path's own unit; `rule` is the student's grid, for a nested reference."""

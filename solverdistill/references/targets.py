@@ -29,9 +29,9 @@ from solverdistill.references.seeding import SPLITS, seeded_noise
 from solverdistill.references.shard_cache import ShardCache
 from solverdistill.references.solving import Reference
 from solverdistill.references.trajectory import Trajectory
-from solverdistill.support.files import default_root
+from solverdistill.support.files import default_root, expand
 from solverdistill.support.processes import count
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import LARGEST_SEED, check_fields, check_ranges
 
 CHUNK = 64  # samples; a batched network is not bit-identical to a single one, so targets are made in aligned chunks
 Progress = Callable[[str, int, int], None]
@@ -65,9 +65,12 @@ class TargetSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("train_samples", "validation_samples", "test_samples", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"targets.{name} must be at least 1, not {getattr(self, name)}")
+        counts = [f"{split}_samples" for split in ("train", "validation", "test")]
+        check_ranges(self, "targets.", *counts, least=1, most=SPLITS["validation"])
+        check_ranges(self, "targets.", "chunk", least=1)
+        if self.cache is not None:
+            expand(self.root)
+        check_ranges(self, "targets.", "seed", least=0, most=LARGEST_SEED)
 
     @property
     def root(self) -> Path:

@@ -24,6 +24,7 @@ from solverdistill.networks.dhariwal_unet import DhariwalUNet
 from solverdistill.networks.preconditioning import Preconditioned
 from solverdistill.networks.song_unet import SongUNet
 from solverdistill.support.arrays import check_size, plain_problem, read_safetensors
+from solverdistill.support.files import expand
 from solverdistill.support.limits import Allowance, shown
 from solverdistill.support.pickles import PersistentObject, file_kind, read_pickle, read_torch, state_dict_of
 from solverdistill.teachers.checkpoints.cards import Card, card
@@ -74,7 +75,7 @@ def edm_checkpoint(
         log.warning("%s has RANDOM WEIGHTS (model.weights=random): it measures speed, and its samples are noise", name)
         net, name = random_network(facts, seed), f"{name}-random"
     else:
-        path = fetch(facts) if weights is None else Path(weights).expanduser()
+        path = fetch(facts) if weights is None else expand(weights)
         net = load_network(facts, path)
     arguments, kind = facts.config["arguments"], facts.config["preconditioning"]
     limits = facts.config.get("noise_range") or (net.sigma_max, net.sigma_min)

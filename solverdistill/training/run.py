@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning import Trainer
@@ -24,13 +23,13 @@ from solverdistill.references.choice import Choice
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
 from solverdistill.training.budget import COMPARISON, Budget, descending, per_reference, within
-from solverdistill.training.configuration import Run
+from solverdistill.training.configuration import Run, check_config
 from solverdistill.training.costs import Costs, reference_cost
 from solverdistill.training.descent import refuse_unused
 from solverdistill.training.exporting import export, make_provenance, write_reports
 from solverdistill.training.isolation import own_surroundings
 from solverdistill.training.launch import refuse_sweep_of_subprocesses, start_processes
-from solverdistill.training.recording import find_checkpoint, log_fit
+from solverdistill.training.recording import find_checkpoint, log_fit, read_checkpoint
 from solverdistill.training.screen import Screen, say_costs, say_hello, say_spent
 from solverdistill.training.stages import Watcher, fit_all
 from solverdistill.training.starting import asked_for
@@ -52,6 +51,7 @@ def train(config: Mapping[str, Any] | DictConfig) -> dict[str, float]:
         ValueError, TypeError, FileNotFoundError: a setting cannot be used; the message says which and what would do.
     """
     settings: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    check_config(settings)
     with own_surroundings(settings["seed"]):
         return _train(settings)
 
@@ -68,6 +68,7 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
         raise ValueError(f"fit=[{','.join(run.fits)}] has no checkpoints to resume from; leave ckpt_path out")
     plan = run.plan(lambda fit: trainer, checkpoint)
     plan.check()
+    student = run.student if checkpoint is None else student_of_checkpoint(checkpoint, (run.student, *run.rivals))
     trainer = make_trainer(config, next((fit for fit in run.fits.values() if fit.resumes), None), output)
     refuse_sweep_of_subprocesses(trainer, HydraConfig.initialized() and _sweeping())
     start_processes(trainer, required=any(not fit.resumes for fit in run.fits.values()))
@@ -78,7 +79,6 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
         run = within(run, budget, stated_settings(), device, shown, evaluation.enabled)
         run, evaluation = with_comparison(run, evaluation, stated_settings())
         config, plan = run.config, run.plan(lambda fit: trainer, checkpoint)
-    student = run.student if checkpoint is None else student_of_checkpoint(checkpoint, (run.student, *run.rivals))
     data = run.data(student, device, TargetProgress() if first else None)
     watcher, costs = Watcher(), None
     of = student.family.nfe, student.family.depth
@@ -173,7 +173,7 @@ def student_of_checkpoint(path: str, students: Sequence[Student]) -> Student:
     Raises:
         ValueError: it is none that this run could have come to.
     """
-    stored = torch.load(path, map_location="cpu", weights_only=True)["family"]
+    stored = read_checkpoint(path)["family"]
     for student in students:
         own = student.family
         if stored["name"] == own.hyperparameters()["name"]:

@@ -182,7 +182,7 @@ def test_network_passes_count_guided_evaluations_twice(teacher: Recording) -> No
         ("strong", "guidance must be a number or a mapping"),
         (True, "guidance must be a number or a mapping"),
         ({"strength": 2.0}, "guidance.strength is unknown; known: scale, interval, channels"),
-        ({"scale": "big"}, "guidance.scale must be a number"),
+        ({"scale": "big"}, "guidance.scale must be a finite number"),
         ({"scale": [1.0]}, "guidance.scale must be a pair"),
         ({"scale": [5.0, 2.0]}, r"guidance.scale \[5.0, 2.0\] must be \[lowest, highest\]"),
         ({"scale": 2.0, "interval": [0.1, 4.0]}, r"must be \[noisiest, cleanest\]"),

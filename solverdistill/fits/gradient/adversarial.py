@@ -24,7 +24,7 @@ from solverdistill.objectives.rollout import Outcome
 from solverdistill.programs.playing import sample
 from solverdistill.references.batch import Batch
 from solverdistill.references.seeding import SPLITS, noise_of
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class AdversarialFit(GradientFit):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self)
+        check_ranges(self, "fit.", "weight", "gamma", "discriminator_lr", least=0)
         if self.discriminator not in ("auto", "paper", "small"):
             raise ValueError(f"fit.discriminator must be auto, paper or small, not {self.discriminator!r}")
 

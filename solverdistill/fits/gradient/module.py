@@ -18,7 +18,7 @@ from solverdistill.fits.spending import Spending
 from solverdistill.objectives.distances import rmse
 from solverdistill.programs.playing import sample
 from solverdistill.references.batch import Batch
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -52,12 +52,10 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("iterations", "batch_size", "validations", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"fit.{name} must be at least 1, not {value}")
-        if self.rollback is not None and not self.rollback > 1:
-            raise ValueError(f"fit.rollback must be above 1, not {self.rollback}")
+        check_ranges(self, "fit.", "iterations", "batch_size", "validations", "patience", least=1)
+        check_ranges(self, "fit.", "rollback", above=1)
+        check_ranges(self, "fit.", "gradient_clip", above=0)
+        check_ranges(self, "fit.", "ema", least=0, below=1)
 
     @property
     def interval(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from solverdistill.support.facts import Facts
+from solverdistill.support.files import expand
 from solverdistill.support.json_files import read_json_object
 from solverdistill.teachers.declared import check_declared
 
@@ -33,7 +34,7 @@ def pipeline_folder(weights: str, parts: tuple[str, ...], variant: str | None = 
     Raises:
         FileNotFoundError: it is neither here nor can it be downloaded.
     """
-    folder = Path(weights).expanduser()
+    folder = expand(weights)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights):

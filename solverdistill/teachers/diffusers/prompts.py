@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from solverdistill.support.files import expand
 from solverdistill.support.limits import first_sentence, shown
 from solverdistill.teachers.declared import check_declared
 from solverdistill.teachers.diffusers.folder import DTYPES, TEXT_PARTS, library, load_strictly, read_json
@@ -41,7 +42,7 @@ def read_prompts(prompts: str | Sequence[str] | None) -> list[str]:
         text = resources.files("solverdistill.teachers.diffusers").joinpath("prompts.txt").read_text(encoding="utf-8")
         found = text.splitlines()
     elif isinstance(prompts, str):
-        path = Path(prompts).expanduser()
+        path = expand(prompts)
         if not path.is_file():
             raise FileNotFoundError(f"model.prompts={prompts} is no file; give one prompt per line, or a CSV")
         text = _read_text(path)
