@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,3 +49,12 @@ def mean_error(program: SolverProgram, denoiser: Any, batch: Batch, batch_size: 
         ends = play_batches(program, denoiser, own, batch_size) if len(own.noise) else own.end
         error = float(total(rmse(ends, own.end).double().sum().cpu())) / samples
     return error if error < float("inf") else float("inf")
+
+
+def error_of(make: Callable[[], SolverProgram], denoiser: Any, batch: Batch, batch_size: int, meter: Meter) -> float:
+    """`mean_error` of the program that `make` gives; infinite where the params that it is made of are no solver."""
+    try:
+        program = make()
+    except ValueError:
+        return float("inf")
+    return mean_error(program, denoiser, batch, batch_size, meter)
