@@ -16,6 +16,9 @@ from solverdistill.programs.program import SolverProgram
 from solverdistill.references.batch import Batch
 from solverdistill.support.processes import share, total
 
+# What making a table of params raises that are no solver: levels that coincide, numbers that are not finite.
+NO_SOLVER = (ValueError, torch.linalg.LinAlgError)
+
 
 def on_device(batch: Batch, device: torch.device | str) -> Batch:
     """End points, noise and conditions of a batch on the network's device."""
@@ -55,6 +58,6 @@ def error_of(make: Callable[[], SolverProgram], denoiser: Any, batch: Batch, bat
     """`mean_error` of the program that `make` gives; infinite where the params that it is made of are no solver."""
     try:
         program = make()
-    except ValueError:
+    except NO_SOLVER:
         return float("inf")
     return mean_error(program, denoiser, batch, batch_size, meter)

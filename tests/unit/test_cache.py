@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -209,3 +212,73 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_root() == tmp_path / "xdg" / "solverdistill" / "targets"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_root() == Path.home() / ".cache" / "solverdistill" / "targets"
+
+
+# ------------------------------------------------------------------------------------------------------- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs"]
+    if not Path("/bin/mount").exists() or subprocess.run(["mount", *options, folder], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process gets larger, as under a quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class Large(Maker):
+    """Shards of 20 kB."""
+
+    def __call__(self, shard: int) -> dict[str, Tensor]:
+        rows = super().__call__(shard)
+        return {**rows, "x": rows["x"][:, :1].repeat(1, 1250)}
+
+
+def test_a_disk_without_room_is_refused_before_the_work_begins(small_disk: Path) -> None:
+    cache, maker = make_cache(small_disk), Large()
+    sentence = (
+        rf"the cache {cache.folder} cannot be written \(no room for 4 shards: 80 kB needed, \d+\.\d kB left\); set"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        cache.fill(range(4), maker, each=20_000)
+    assert maker.made == []
+    assert cache.fill(range(2), maker, each=20_000) == [] and maker.made == [0, 1]
+    assert cache.fill(range(2), maker, each=20_000) == [0, 1]  # what is there needs no room
+
+
+def test_a_disk_that_runs_full_keeps_whole_shards_and_goes_on_when_there_is_room(small_disk: Path) -> None:
+    cache, maker = make_cache(small_disk), Large()
+    other = small_disk / "of somebody else"
+    other.write_bytes(bytes(20_000))
+    with pytest.raises(ValueError, match=r"cannot be written \(No space left on device: 20 kB needed, .* left\); set"):
+        cache.fill(range(4), maker)
+    whole = len(maker.made) - 1  # the last one that was made found no room
+    assert whole >= 1 and not list(cache.folder.glob(".shard-*")) and not list(cache.folder.glob("*.lock"))
+    other.unlink()
+    assert cache.fill(range(whole + 1), maker) == list(range(whole))
+    assert torch.equal(cache.read(whole)["label"], Large()(whole)["label"])
+
+
+def test_a_quota_is_one_sentence_too(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    with (
+        largest_file(10_000),
+        pytest.raises(ValueError, match=r"\(File too large: 20 kB needed, [\d.]+ .B left\); set"),
+    ):
+        cache.fill(range(2), Large())
+    assert not list(cache.folder.glob("*shard*"))
+    assert cache.fill(range(2), Large()) == []

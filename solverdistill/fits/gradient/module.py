@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from solverdistill.denoisers.wrappers import Checkpointed, Counted
 from solverdistill.families.base import Family, Params
+from solverdistill.fits.batches import NO_SOLVER
 from solverdistill.fits.gradient.ema import moving_average, restart
 from solverdistill.fits.report import FitReport
 from solverdistill.fits.spending import Spending
@@ -127,7 +128,7 @@ class SolverDistillation(LightningModule):
         """A step as `descend` takes it; none where the last one left params that are no solver."""
         try:
             return self.descend(batch, batch_idx)
-        except ValueError:
+        except NO_SOLVER:
             if not self._refused(self.live_params()):
                 raise
             self._fail(1)
@@ -209,7 +210,7 @@ class SolverDistillation(LightningModule):
         try:
             with torch.no_grad():
                 self.family.program(params)
-        except ValueError:
+        except NO_SOLVER:
             return True
         return False
 
