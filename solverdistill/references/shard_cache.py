@@ -92,8 +92,7 @@ class ShardCache:
         for shard in shards:
             (found if self._intact(shard, entries) else waiting).append(shard)
             report(len(found))
-        if each * len(waiting) > self._room():
-            raise self._full(f"no room for {len(waiting)} shards", each * len(waiting))
+        self.look_for_room(each * len(waiting))
         done = len(found)
         while waiting:
             left = []
@@ -115,6 +114,15 @@ class ShardCache:
         """Shards that are not there; contents are not looked at, and nothing is written."""
         entries = self._entries()
         return [shard for shard in shards if f"{shard:08d}" not in entries or not self.path(shard).is_file()]
+
+    def look_for_room(self, size: int) -> None:
+        """Refuse a disk that has no room for so many bytes.
+
+        Raises:
+            ValueError: there is less.
+        """
+        if size > self._room():
+            raise self._full("no room for what is missing", size)
 
     def read(self, shard: int) -> dict[str, Tensor]:
         """Tensors of a shard, mapped into memory: only what is looked at is read."""
@@ -163,7 +171,7 @@ class ShardCache:
 
     def _room(self) -> int:
         """Bytes that this user may still write."""
-        return shutil.disk_usage(self.folder).free
+        return shutil.disk_usage(next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())).free
 
     def _full(self, reason: str, needed: int) -> ValueError:
         return self._refusal(f"{reason}: {size_of(needed)} needed, {size_of(self._room())} left")

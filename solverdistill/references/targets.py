@@ -186,6 +186,10 @@ class Source:
         path = self.teacher.path
         return path.clock(float64(self.settings.reference.levels(path, self.teacher.noise_range, self.rule)))
 
+    def missing_bytes(self, cache: ShardCache, samples: int) -> int:
+        """What is missing of so many samples takes on disk."""
+        return len(cache.missing(range(-(-samples // self.settings.chunk)))) * self.chunk_bytes()
+
     def chunk_bytes(self) -> int:
         """Size of a chunk of trajectories on disk, but for conditions."""
         return 4 * self.settings.chunk * (1 + 2 * len(self.clock)) * torch.Size(self.teacher.shape).numel()
@@ -227,6 +231,7 @@ def make_targets(
     progress: Progress | None = None,
     rule: Grid | None = None,
     dense: bool = False,
+    described: dict[str, Any] | None = None,
 ) -> Targets:
     """Read the reference trajectories of a split from the cache, solving those that it has not, for a student.
 
@@ -244,13 +249,15 @@ def make_targets(
         progress: Called with (split, done, total) after every chunk.
         rule: The student's grid rule, which a nested reference refines.
         dense: Give whole trajectories, as a student that learns its noise levels always gets them.
+        described: What `describe` says of the denoiser, where it is known.
     Returns:
         Targets in float32 on the host; whole trajectories stay on disk until a batch asks for them.
     Raises:
         ValueError: a sample is not finite, or there is no room for the cache.
         OutOfMemory: there is no memory for a chunk.
     """
-    source, total = Source(settings, split, teacher, denoiser, device, rule), settings.count(split)
+    source = Source(settings, split, teacher, denoiser, device, rule, described)
+    total = settings.count(split)
     dense = family is not None and (dense or family.learns_levels)
     levels = [] if family is None or dense else family.prepared_levels(family.init(0))[1:]
     size = settings.chunk

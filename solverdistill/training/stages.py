@@ -62,6 +62,7 @@ def fit_all(plan: FitPlan, standing: Standing, data: TargetData, watcher: Watche
 def make_splits(denoiser: Any, data: TargetData) -> FitReport:
     """Make the training and held-out samples, and say what they cost."""
     meter, before = Meter(data.device), denoiser.images
+    data.look_for_room("train", "validation")
     with meter.measure("teacher", 0):
         for split in ("train", "validation"):
             data.split(split)

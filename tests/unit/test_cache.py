@@ -18,8 +18,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from solverdistill import distill
+from solverdistill.families import build
+from solverdistill.noise.grids import Grid
+from solverdistill.references.serving import TargetData
 from solverdistill.references.shard_cache import ShardCache
+from solverdistill.references.solving import Reference
+from solverdistill.references.targets import TargetSettings
 from solverdistill.support.files import STALE_AFTER, claim, default_root
+from solverdistill.teachers.mixture import toy_mixture
 
 ROOT = Path(__file__).parents[2]
 
@@ -250,14 +257,30 @@ class Large(Maker):
 
 def test_a_disk_without_room_is_refused_before_the_work_begins(small_disk: Path) -> None:
     cache, maker = make_cache(small_disk), Large()
-    sentence = (
-        rf"the cache {cache.folder} cannot be written \(no room for 4 shards: 80 kB needed, \d+\.\d kB left\); set"
-    )
-    with pytest.raises(ValueError, match=sentence):
+    sentence = r"cannot be written \(no room for what is missing: 80 kB needed, \d+\.\d kB left\); set"
+    with pytest.raises(ValueError, match=f"the cache {cache.folder} {sentence}"):
         cache.fill(range(4), maker, each=20_000)
     assert maker.made == []
     assert cache.fill(range(2), maker, each=20_000) == [] and maker.made == [0, 1]
     assert cache.fill(range(2), maker, each=20_000) == [0, 1]  # what is there needs no room
+
+
+def test_a_run_looks_for_room_for_all_of_its_splits(small_disk: Path) -> None:
+    # Chunks of 64 samples of 6 numbers on 7 points take 23 kB: two of them fit, and a third one does not.
+    targets = {
+        "reference": {"solver": "euler", "steps": 6, "grid": "polynomial"},
+        "train_samples": 128,
+        "validation_samples": 64,
+    }
+    with pytest.raises(ValueError, match=r"\(no room for what is missing: 69.1 kB needed, 65.5 kB left\)"):
+        distill(toy_mixture(), "gas", fit="gauss_newton", targets={**targets, "cache": str(small_disk)}, device="cpu")
+    assert not list(small_disk.rglob("shard-*"))
+    settings = TargetSettings(Reference("euler", 6), 128, 64, cache=str(small_disk))
+    data = TargetData(settings, toy_mixture(), toy_mixture(), build("gas", Grid(steps=3), "edm"))
+    assert len(data.split("train")) == 128
+    data.look_for_room("train")
+    with pytest.raises(ValueError, match=r"23 kB needed, 1\d.* kB left\)"):  # what is there needs no room
+        data.look_for_room("train", "validation")
 
 
 def test_a_disk_that_runs_full_keeps_whole_shards_and_goes_on_when_there_is_room(small_disk: Path) -> None:
