@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,13 @@ from solverdistill.references.seeding import SPLITS
 STOP, SKIP = "stop", "skip"
 MOST = 0.01  # of the samples of a split that may be left out
 log = logging.getLogger(__name__)
+
+
+class Found(NamedTuple):
+    """Which sample it is, and from which noise level on it is not finite."""
+
+    name: str
+    where: str
 
 
 class BadSamples:
@@ -34,7 +42,7 @@ class BadSamples:
     def __init__(self, policy: str | None, split: str, samples: int, chunk: int, path: Path, clock: Tensor) -> None:
         self.policy, self.split, self.samples, self.chunk = policy, split, samples, chunk
         self.path, self.clock = path, clock
-        self.found: dict[int, str] = {}
+        self.found: dict[int, Found] = {}
 
     def keep(self, chunk: int, rows: Mapping[str, Tensor]) -> Tensor:
         """Positions, within a chunk, of its samples that belong to the split and are finite.
@@ -53,13 +61,14 @@ class BadSamples:
             others = f", and {len(self.found) - 1} more of its chunk" if len(self.found) > 1 else ""
             way_out = "" if self.policy is None else ", or leave such samples out with targets.on_bad_sample=skip"
             raise ValueError(
-                f"{self._first} is not finite{others}: the teacher, or the reference solver on it, diverges; mend it, "
-                f"take another targets.seed{way_out}"
+                f"{self._first.name} is not finite {self._first.where}{others}: the teacher, or the reference solver "
+                f"on it, diverges; mend it, take another targets.seed{way_out}"
             )
         if len(self.found) > MOST * self.samples:
             raise ValueError(
                 f"{len(self.found)} of {self.samples} {self.split} samples are not finite, and at most {MOST:.0%} are "
-                f"left out; {self._first} is the first: mend the teacher, or take another reference solver"
+                f"left out; the first is {self._first.name}, {self._first.where}: mend the teacher, or take another "
+                "reference solver"
             )
         return good.nonzero().flatten()
 
@@ -67,19 +76,19 @@ class BadSamples:
         """Say how many were left out."""
         if self.found:
             log.warning(
-                "left out %d of %d %s samples, which are not finite; %s is the first",
-                *(len(self.found), self.samples, self.split, self._first),
+                "left out %d of %d %s samples, which are not finite; the first is %s, %s",
+                *(len(self.found), self.samples, self.split, *self._first),
             )
 
     @property
-    def _first(self) -> str:
+    def _first(self) -> Found:
         return self.found[min(self.found)]
 
-    def _name(self, position: int, point: int, condition: str) -> str:
+    def _name(self, position: int, point: int, condition: str) -> Found:
         level = float(self.path.from_clock(self.clock[point]))
         index = f"global index {SPLITS[self.split] + position}"
         where = f"from noise level {level:.4g} of the {self.path.name} path on"
-        return f"{self.split} sample {position} ({index}{condition}), {where},"
+        return Found(f"{self.split} sample {position} ({index}{condition})", where)
 
 
 def first_bad(states: Tensor, slopes: Tensor) -> Tensor:

@@ -80,8 +80,8 @@ def test_stop_names_the_sample_its_condition_and_the_noise_level(tmp_path: Path)
     teacher, worst, level = one_far_out()
     label = int(made(spoilt(), settings()).batch.cond[worst])
     sentence = (
-        rf"train sample {worst} \(global index {worst}, condition {label}\), from noise level {level:.4g} of the edm "
-        "path on, is not finite.*targets.on_bad_sample=skip"
+        rf"train sample {worst} \(global index {worst}, condition {label}\) is not finite from noise level {level:.4g} "
+        "of the edm path on.*targets.on_bad_sample=skip"
     )
     for root in (None, tmp_path):
         with pytest.raises(ValueError, match=sentence):
@@ -105,7 +105,9 @@ def test_skip_leaves_the_sample_out_and_all_others_as_they_are(
     clean = made(spoilt(), settings(), dense=dense)
     with caplog.at_level(logging.WARNING):
         found = made(teacher, settings(tmp_path if cached else None, on_bad_sample="skip"), dense=dense)
-    assert f"left out 1 of {COUNT} train samples, which are not finite; train sample {worst} " in caplog.text
+    assert (
+        f"left out 1 of {COUNT} train samples, which are not finite; the first is train sample {worst} " in caplog.text
+    )
     kept = torch.tensor([i for i in range(COUNT) if i != worst])
     assert len(found) == COUNT - 1
     order = torch.randperm(COUNT - 1)
@@ -132,7 +134,7 @@ def test_more_than_a_hundredth_is_refused() -> None:
     limit = float(reached()[0].topk(4).values[2:].mean())
     with pytest.raises(ValueError, match=rf"3 of {COUNT} train samples are not finite, and at most 1% are left out"):
         made(spoilt(limit), settings(on_bad_sample="skip"))
-    with pytest.raises(ValueError, match="is not finite, and 63 more of its chunk: the teacher"):
+    with pytest.raises(ValueError, match="of the edm path on, and 63 more of its chunk: the teacher"):
         made(spoilt(-math.inf), settings())
     with pytest.raises(ValueError, match="targets.on_bad_sample must be stop or skip, not 'ignore'"):
         settings(on_bad_sample="ignore")
