@@ -26,6 +26,7 @@ from solverdistill.programs.solver_file import SolverFile, read_solver
 from solverdistill.references.choice import Choice
 from solverdistill.references.choosing import choose_reference
 from solverdistill.references.targets import Source, TargetSettings
+from solverdistill.support.memory import lower
 from solverdistill.support.processes import processes
 
 REFERENCE_IMAGES = "reference"
@@ -85,7 +86,7 @@ def evaluate(
     targets = replace(targets, reference=choice.reference, measure=())
     ends = EndPoints(Source(targets, "test", teacher, denoiser, device), plan.samples)
     shown = progress or (lambda what: lambda label, done, total: None)
-    with torch.no_grad():
+    with torch.no_grad(), lower("the evaluation", f"lower batch_size ({plan.batch_size})"):
         yardstick, reference = _prepare(plan, teacher, denoiser, ends, lpips, space, real, shown)
         measured = _measure_all([*students, *classical], denoiser, ends, yardstick, plan.batch_size, shown("samples"))
     measured = [replace(one, row=replace(one.row, reference_error=choice.error)) for one in (*measured, reference)]

@@ -19,6 +19,7 @@ from solverdistill.evaluation.pixels import to_pixels
 from solverdistill.programs.playing import sample
 from solverdistill.programs.program import SolverProgram
 from solverdistill.references.seeding import SPLITS, seeded_noise
+from solverdistill.support.memory import lower
 from solverdistill.support.type_checks import check_fields, check_range, check_ranges
 
 MOST_IMAGES = 1_000_000  # of one call; twenty times what a Frechet distance takes
@@ -115,7 +116,7 @@ def draw(
         noise, cond = seeded_noise([SPLITS["fresh"] + image.seed for image in batch], teacher)
         cond = _chosen(batch, cond, teacher)
         noise, cond = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (noise, cond))
-        with torch.inference_mode():
+        with torch.inference_mode(), lower("sampling", f"lower batch_size ({plan.batch_size})"):
             images = teacher.decode(sample(program, denoiser, noise, cond)).float().cpu()
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"{teacher.name} gives samples of shape {tuple(images.shape[1:])}, which are no images")

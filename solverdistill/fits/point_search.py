@@ -27,7 +27,7 @@ from torch import Tensor
 from solverdistill.families.base import Family, History, Params
 from solverdistill.families.learned.epd import EPD, Points
 from solverdistill.families.ode import Slope
-from solverdistill.fits.batches import mean_error, take_solved
+from solverdistill.fits.batches import error_of, take_solved
 from solverdistill.fits.protocol import FitContext, FitPlan, Standing
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.noise.levels import float64
@@ -145,10 +145,8 @@ def fit_points(
     settings, meter = settings or PointSearchFit(), Meter(train.noise.device)
     start = family.init(0) if start is None else start
     found = search_points(family, denoiser, train, start, settings, meter)
-    errors = []
-    for params in (start, found):
-        program = family.program(params).detach()
-        errors.append(mean_error(program, denoiser, held_out, settings.batch_size, meter))
+    of = denoiser, held_out, settings.batch_size, meter
+    errors = [error_of(lambda params=params: family.program(params).detach(), *of) for params in (start, found)]
     history = [Point(errors[0], 0, 0.0), meter.point(min(errors))]
     better = errors[1] < errors[0]
     note = "" if better else "the points found are worse than the start on held-out samples"

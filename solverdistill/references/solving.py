@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from solverdistill import families
-from solverdistill.denoisers.base import Teacher
+from solverdistill.denoisers.base import Teacher, per_sample
 from solverdistill.families.base import Family
 from solverdistill.noise.grids import Grid, grid_values, nested_grid
 from solverdistill.noise.levels import Level, float64
@@ -171,7 +171,9 @@ def solve_adaptive(
 
     The error that controls the step is that of the worst sample of the batch, so every sample meets the tolerance; but
     the steps, and with them the last digits of a sample, depend on its companions. Targets are therefore solved in
-    fixed chunks. Where the grid ends at u = 0, the last thousandth of its last step is one Euler step.
+    fixed chunks. A sample for which the network gives something that is not finite stands still from there on, so that
+    the others go on, and is not finite in the result. Where the grid ends at u = 0, the last thousandth of its last
+    step is one Euler step.
     Reference: Dormand, Prince, "A family of embedded Runge-Kutta formulae", 1980; torchdiffeq.
 
     Raises:
@@ -183,8 +185,12 @@ def solve_adaptive(
     last = clock[-2] * 1e-3 if bool(clock[-1] == 0) else clock[-1]
     times = torch.cat([clock[:-1], last[None]]).to(noise.device, _dtype(noise))
 
+    broken = torch.zeros(len(noise), device=noise.device, dtype=times.dtype)  # clock at which a sample first was
+
     def slope(u: Tensor, y: Tensor) -> Tensor:
-        return (y - evaluate(y, path.straight(u))) / u
+        found = (y - evaluate(y, path.straight(u))) / u
+        broken.copy_(torch.where(torch.isfinite(found).flatten(1).all(1), broken, torch.maximum(broken, u)))
+        return torch.where(per_sample(broken > 0, found), 0.0, found)
 
     def worst(y: Tensor) -> Tensor:
         return y.view(noise.shape).flatten(1).pow(2).mean(1).sqrt().max()
@@ -200,4 +206,6 @@ def solve_adaptive(
     states = [*solved.unbind()]
     slopes = [slope(u, state) for u, state in zip(times, states, strict=True)]
     states[-1] = states[-1] + slopes[-1] * (clock[-1] - last)
-    return Trajectory(path, clock, torch.stack(states), torch.stack(slopes))
+    standing = torch.stack([per_sample(broken >= u, noise) for u in times])
+    whole = (torch.where(standing, torch.nan, torch.stack(parts)) for parts in (states, slopes))
+    return Trajectory(path, clock, *whole)

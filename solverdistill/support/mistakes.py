@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from solverdistill.support.memory import OutOfMemory, is_out_of_memory, reason
+
 # What hydra leaves in a run's folder before our code runs.
 LEFT_BY_HYDRA = {".hydra", "train.log"}
 # Packages of the extras that pyproject.toml lists, by their import names.
@@ -56,8 +58,8 @@ def _remove_unused(folder: Path) -> None:
 def explain(error: BaseException) -> str | None:
     """Say in one sentence what a user can mend, or None where the exception is no user's mistake.
 
-    Covers settings (hydra, omegaconf, our own checks), files, and extras that are not installed. A ValueError or
-    TypeError counts as a user's mistake only where it was raised by this package's checks.
+    Covers settings (hydra, omegaconf, our own checks), files, memory, and extras that are not installed. A ValueError
+    or TypeError counts as a user's mistake only where it was raised by this package's checks.
     """
     module = type(error).__module__.split(".")[0]
     if module in ("hydra", "omegaconf"):
@@ -71,6 +73,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRA_OF:
         package = str(error.name).split(".")[0]
         return f"{package} is not installed, which this needs; pip install 'solverdistill[{EXTRA_OF[package]}]'"
+    if isinstance(error, OutOfMemory):
+        return _flat(str(error))
+    if is_out_of_memory(error):
+        return f"out of memory: {reason(error)}; lower the batch size, or take a device with more"
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else _flat(str(error))
     if isinstance(error, (ValueError, TypeError, FileNotFoundError)) and _raised_here(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from solverdistill.families.learned.parallel import Parallel
 from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Fit, Standing
 from solverdistill.fits.report import FitReport
+from solverdistill.programs.program import SolverProgram
 from solverdistill.references.choice import Choice
-from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
 from solverdistill.training.budget import COMPARISON, Budget, descending, per_reference, within
 from solverdistill.training.configuration import Run, check_config
@@ -94,9 +95,10 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     standing = fit_all(plan, replace(run.begin, student=student), data, watcher)
     if costs is not None:
         say_spent(costs, standing.reports)
+    solver = conclude(run, standing, output, data.choice) if first else None  # before anything else may fail
     test = data.split("test") if evaluation.enabled else None  # made by all processes together
-    if first:
-        conclude(run, standing, output, evaluation, test, data.choice)
+    if solver is not None and test is not None:
+        compare_at_the_end(evaluation, output, *solver, run.teacher, run.denoiser, test, data.choice.error)
     family = standing.student.family
     return {"rmse": float(standing.rmse or 0.0), "nfe": float(family.nfe), "depth": float(family.depth)}
 
@@ -142,26 +144,19 @@ class Logged(Screen):
             log_fit(self._trainer, report)
 
 
-def conclude(
-    run: Run,
-    standing: Standing,
-    output: Path,
-    evaluation: EvaluationSettings,
-    test: Targets | None,
-    choice: Choice,
-) -> None:
-    """Export the best state and compare it with classical solvers."""
+def conclude(run: Run, standing: Standing, output: Path, choice: Choice) -> tuple[str, SolverProgram]:
+    """Export the best state; its name, and its program, are what is compared with classical solvers."""
     family, config = standing.student.family, run.config
     best = family.init(config["seed"]) if standing.params is None else standing.params
     last = best if standing.last is None else standing.last
     provenance = make_provenance(config, run.teacher, choice, standing.reports)
     export(output, family, best, last, provenance)
     write_reports(output / "fits.csv", standing.reports)
-    if test is not None:
-        # Placements may end at the sequential solver; one of your own goes by its dotted name.
-        name = family.name if family.name in families.ROSTER else config["solver"]["name"]
-        student = name, family.program(best)
-        compare_at_the_end(evaluation, output, *student, run.teacher, run.denoiser, test, choice.error)
+    if not math.isfinite(standing.rmse or 0.0):
+        log.warning("the teacher gives no finite end points for %s from the held-out samples", family.name)
+    # Placements may end at the sequential solver; one of your own goes by its dotted name.
+    name = family.name if family.name in families.ROSTER else config["solver"]["name"]
+    return name, family.program(best)
 
 
 def student_of_checkpoint(path: str, students: Sequence[Student]) -> Student:

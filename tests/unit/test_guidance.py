@@ -48,7 +48,8 @@ def state(batch: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_a_number_is_plain_guidance(teacher: Recording) -> None:
     for value in (2.0, {"scale": 2.0}, {"scale": 2.0, "interval": None, "channels": None}):
         source, denoiser = make_guided(teacher, value)
-        assert source is teacher and isinstance(denoiser, Guided) and denoiser.scale == 2.0
+        guided = denoiser.denoiser
+        assert source is teacher and isinstance(guided, Guided) and guided.scale == 2.0
         assert GuidanceRule.of(value).description() == 2.0
 
 

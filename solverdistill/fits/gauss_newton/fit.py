@@ -24,7 +24,7 @@ from torch import Tensor
 
 from solverdistill.denoisers.wrappers import Checkpointed
 from solverdistill.families.base import Family, Params
-from solverdistill.fits.batches import mean_error, take
+from solverdistill.fits.batches import error_of, take
 from solverdistill.fits.gauss_newton.halving import descend, plan_rounds
 from solverdistill.fits.gauss_newton.normal_equations import Equations, NormalEquations, damped_step, moved
 from solverdistill.fits.gauss_newton.sketches import random_signs
@@ -273,11 +273,8 @@ class _Fit:
 
     def error(self, params: Params) -> float:
         """Mean RMSE on the held-out samples of all processes; infinite where the family refuses the params."""
-        try:
-            program = self.family.program(params)
-        except ValueError:
-            return float("inf")
-        return mean_error(program, self.denoiser, self.held_out, self.settings.batch_size, self.meter)
+        of = self.denoiser, self.held_out, self.settings.batch_size, self.meter
+        return error_of(lambda: self.family.program(params), *of)
 
     def _linearise(self, params: Params, error: float) -> NormalEquations:
         """Normal equations on samples drawn by position, of which each process takes its share."""

@@ -77,7 +77,7 @@ class AdversarialDistillation(SolverDistillation):
             raise ValueError("fit=adversarial needs an objective with end points: trajectory or endpoint")
         self.discriminator = make_discriminator(self.fit.discriminator, shape, self.seed)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def descend(self, batch: Batch, batch_idx: int) -> None:
         student, critic = self.optimizers()  # type: ignore[misc]
         outcome: Outcome = self.objective.outcome(self.family, self.live_params(), self.denoiser, batch)
         self._step_discriminator(critic, batch, batch_idx)

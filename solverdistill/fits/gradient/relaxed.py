@@ -63,7 +63,7 @@ class RelaxedDistillation(SolverDistillation):
         self.rate = shift_rate(self.family.nfe, self.fit.shift_scale)
         self.register_buffer("shifts", torch.zeros(samples, *shape))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def descend(self, batch: Batch, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         if batch.positions is None:
             raise ValueError("relaxed fitting needs batches that know the positions of their samples")

@@ -28,7 +28,7 @@ import torch
 
 from solverdistill.families.base import Family, Params
 from solverdistill.families.student import Student
-from solverdistill.fits.batches import mean_error, take, take_solved
+from solverdistill.fits.batches import error_of, take, take_solved
 from solverdistill.fits.least_squares.row_fits import RowSettings, fit_rows
 from solverdistill.fits.point_search import PointSearchFit, search_points, searchable
 from solverdistill.fits.protocol import Finalist, FitContext, FitPlan, Progress, Standing
@@ -246,7 +246,8 @@ class _Race:
         """Entrants by their errors as they are."""
         batch, placed = take(self.held_out, torch.arange(min(samples, len(self.held_out.noise)))), list[Placed]()
         for entrant in field:
-            error = mean_error(entrant.program, self.denoiser, batch, self.settings.batch_size, self.meter)
+            of = self.denoiser, batch, self.settings.batch_size, self.meter
+            error = error_of(lambda one=entrant: one.program, *of)
             placed.append(Placed(entrant, entrant, error))
         return _sorted(placed)
 
