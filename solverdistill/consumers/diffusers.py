@@ -73,9 +73,8 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
         guidance_scale: Guidance scale that the solver was fitted for, where known.
         solver: One line about the solver, for people.
         use_flow_sigmas: True for flow networks: makes FLUX send no sigmas of its own.
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr,
-            snr_shift_scale, shift: The network's schedule in diffusers' words, so that other schedulers can be made
-            from this configuration.
+        num_train_timesteps: The network's schedule in diffusers' words, as are the seven after it, so that other
+            schedulers can be made from this configuration.
         invert_sigmas: A flow network that is told 1 - sigma and predicts denoised minus noise.
     Raises:
         ValueError: the numbers are no solver, or an epsilon network would be asked at alpha = 0.
