@@ -9,7 +9,7 @@ import pytest
 import torch
 
 # The tensors here are too small to share: several threads on a busy machine cost ten times the time of one.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("SOLVERDISTILL_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)

@@ -52,8 +52,7 @@ def stated_kind(solver: SolverFile) -> str | None:
 
     A family may be written on the edm path whatever it is fitted to, so that path alone says nothing.
     """
-    teacher = solver.provenance.get("teacher")
-    facts = teacher if isinstance(teacher, Mapping) else {}
+    facts = solver.teacher
     path = facts.get("path") or solver.family.get("path")
     name = path.get("name") if isinstance(path, Mapping) else path
     if facts.get("prediction") is None and facts.get("path") is None and name in (None, "edm"):
@@ -114,10 +113,9 @@ def remarks(solver: SolverFile, sampling: Any, guidance: float | None, channels:
             yield f"this solver was fitted for guidance {scale:g} and is played with {guidance:g}"
         elif isinstance(fitted, Mapping) and len(fitted) > 1:
             yield f"this solver was fitted for guidance {dict(fitted)}, of which cfg has the scale alone"
-    teacher = solver.provenance.get("teacher")
-    facts = teacher if isinstance(teacher, Mapping) else {}
+    facts = solver.teacher
     shape = facts.get("shape")
-    if shape and channels is not None and shape[0] != channels:
+    if isinstance(shape, list) and shape and channels is not None and shape[0] != channels:
         yield f"this solver was fitted to samples of {shape[0]} channels, which have {channels} here"
     trained, most = trained_up_to(facts), float(sampling.sigma_max)
     if trained is not None and states_of(sampling) == "edm" and not 0.95 < trained / most < 1.05:
@@ -128,5 +126,8 @@ def trained_up_to(facts: Mapping[str, Any]) -> float | None:
     """sigma / alpha where the teacher of a file begins; None where the file does not say, or at pure noise."""
     if not facts.get("path") or not facts.get("noise_range"):
         return None
-    level = make_path(facts["path"]).level(float(facts["noise_range"][0]))
+    try:
+        level = make_path(facts["path"]).level(float(facts["noise_range"][0]))
+    except (TypeError, ValueError, LookupError):  # nothing can be made of what it says
+        return None
     return None if float(level.alpha) == 0 else float(level.sigma / level.alpha)

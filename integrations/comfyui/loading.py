@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import folder_paths  # pyright: ignore[reportMissingImports]
 from solverdistill import zoo
 from solverdistill.consumers.kdiffusion import convention_of, sigmas_of
 from solverdistill.programs.solver_file import SolverFile, read_solver
+from solverdistill.support.files import expand
 
 from .checks import check_model, remarks, stated_kind, states_of
 from .playing import LearnedSampler, channels_of
@@ -37,18 +39,20 @@ def place_of(file: str) -> Path:
     """Path of an entry of `choices`, or of any other file.
 
     Raises:
-        ValueError: the zoo has no such solver.
+        ValueError: the zoo has no such solver, or there is no such user.
     """
     if file.startswith(zoo.PREFIX):
         return zoo.resolve(file)
     found = folder_paths.get_full_path(FOLDER, file)
-    return Path(file).expanduser() if found is None else Path(found)
+    return expand(file) if found is None else Path(found)
 
 
 def digest_of(file: str) -> str:
     """Changes when the file does, so that an edited one is read again."""
-    path = place_of(file)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else file
+    try:
+        return hashlib.sha256(place_of(file).read_bytes()).hexdigest()
+    except (OSError, ValueError):  # loading says what is wrong with it
+        return file
 
 
 def check_file(file: str | None) -> bool | str:
@@ -77,20 +81,31 @@ def load(
     """
     solver = read_solver(place_of(file))
     notes: list[str] = []
-    convention = CONVENTIONS[model]
+    convention = chosen("model", model, CONVENTIONS)
+    batch = chosen("parallel", parallel, BATCHES)
     if for_model is not None:
         sampling = for_model.get_model_object("model_sampling")
         check_model(solver, sampling, convention)
         notes = list(remarks(solver, sampling, None, channels_of(for_model.model)))
         convention = convention or (states_of(sampling) if stated_kind(solver) is None else None)
     sigmas = sigmas_of(solver, convention or convention_of(solver), denoise)
-    return LearnedSampler(solver, BATCHES[parallel]), sigmas, "; ".join([describe(solver, len(sigmas) - 1), *notes])
+    return LearnedSampler(solver, batch), sigmas, "; ".join([describe(solver, len(sigmas) - 1), *notes])
+
+
+def chosen(name: str, key: str, table: Mapping[str, Any]) -> Any:
+    """What a choice of the node stands for; a workflow may hold one of another version.
+
+    Raises:
+        ValueError: nothing.
+    """
+    if key not in table:
+        raise ValueError(f"{name} of the node is {key!r}; known: {', '.join(table)}")
+    return table[key]
 
 
 def describe(solver: SolverFile, steps: int | None = None) -> str:
     """Name, costs and what the solver was fitted to, in a line."""
-    teacher = solver.provenance.get("teacher")
-    fitted = teacher.get("name") if isinstance(teacher, dict) else teacher
+    fitted = solver.teacher.get("name")
     program, whole = solver.program, len(sigmas_of(solver, "flow")) - 1
     parts = [f"{solver.family.get('name', 'solver')}: nfe {program.nfe}, depth {program.depth}"]
     parts += [f"fitted to {fitted}"] if fitted else []

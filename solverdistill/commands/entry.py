@@ -10,6 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from solverdistill.support.files import check_writable
 from solverdistill.support.mistakes import say_and_exit
 from solverdistill.training.config_files import find_configs
 from solverdistill.training.launch import other_rank_arguments
@@ -36,6 +37,7 @@ def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[
             folder hydra makes.
     """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
@@ -45,9 +47,12 @@ def command(config_name: str, log_to: str | None = None) -> Callable[[Callable[[
         @wraps(work)
         def told(config: Any) -> Any:
             try:
+                if not log_to:
+                    check_writable("output_dir", Path(config.output_dir))
                 return work(OmegaConf.to_container(config, resolve=True))
             except Exception as error:
-                say_and_exit(error, output_dir=None if log_to else str(config.output_dir))
+                made = (str(config.output_dir), HydraConfig.get().runtime.output_dir) if not log_to else ()
+                say_and_exit(error, made)
 
         def main() -> None:
             for name, value in ENVIRONMENT.items():

@@ -62,13 +62,14 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
     features = None
     if options.features:
-        import numpy as np
         import torch
 
-        features = torch.from_numpy(np.load(options.features, allow_pickle=False))
+        from solverdistill.support.arrays import read_npy
+
+        features = torch.from_numpy(read_npy(options.features).astype("f8"))
     return Settings(
         model=options.model,
-        grid=None if options.grid is None else [float(level) for level in options.grid.split(",")],
+        grid=None if options.grid is None else levels_of(options.grid),
         steps=options.steps,
         solver=options.solver,
         order=options.order,
@@ -102,6 +103,18 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def levels_of(text: str) -> list[float]:
+    """Noise levels that the command line lists.
+
+    Raises:
+        ValueError: one is no number.
+    """
+    try:
+        return [float(level) for level in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--grid takes noise levels separated by commas, as 80,1.5,0.002, not {text!r}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

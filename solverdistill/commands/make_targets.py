@@ -33,11 +33,12 @@ def main(config: dict[str, Any]) -> None:
     run.denoiser.to(device)
     data = run.data(run.student, device, TargetProgress())
     console().print(data.choice.summary(), soft_wrap=True)
+    data.look_for_room("train", "validation", "test")
     settings, teacher, denoiser, rule = data.settings, data.teacher, data.denoiser, data.rule
     for split in ("train", "validation", "test"):
-        cache = Source(settings, split, teacher, denoiser, device, rule).cache()
+        cache = Source(settings, split, teacher, denoiser, device, rule, data.described).cache()
         assert cache is not None
-        make_targets(settings, split, teacher, denoiser, None, device, TargetProgress(), rule)
+        make_targets(settings, split, teacher, denoiser, None, device, TargetProgress(), rule, described=data.described)
         console().print(
             f"{split}: {settings.count(split)} reference trajectories; {cache.size() / 1e6:.1f} MB in {cache.folder}",
             soft_wrap=True,

@@ -34,9 +34,8 @@ def main(config: dict[str, Any]) -> None:
         classes = list(range(teacher.conditions.count))
     plan = SamplingPlan(parse_seeds(config["seeds"]), classes, config["batch_size"], config["grid_images"])
     teacher, denoiser = make_guided(teacher, guidance)
-    fitted: Any = file.provenance.get("teacher") or {}
-    if fitted.get("fingerprint") not in (None, teacher.fingerprint()):
-        console().print(f"note: the solver was fitted to another teacher, {fitted.get('name')}", soft_wrap=True)
+    if file.teacher.get("fingerprint") not in (None, teacher.fingerprint()):
+        console().print(f"note: the solver was fitted to another teacher, {file.teacher.get('name')}", soft_wrap=True)
     device = pick_device(config["device"])
     bar, total, output = TargetProgress("images"), len(plan.wanted), Path(config["output_dir"])
     images = draw(plan, file.program, teacher, denoiser.to(device), device, lambda done: bar(teacher.name, done, total))

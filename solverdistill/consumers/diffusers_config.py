@@ -10,7 +10,6 @@ one of the network's table (`teachers.integer_times`), and timesteps are integer
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ import torch
 from solverdistill.consumers.network_schedule import NetworkSchedule
 from solverdistill.programs.program import SolverProgram
 from solverdistill.programs.solver_file import SolverFile, read_solver
+from solverdistill.support.json_files import read_json_object
 from solverdistill.teachers.own.integer_times import snap_program
 
 OWN_SCALE = ("StableDiffusionLatentUpscalePipeline",)  # undoes the preconditioning of Euler's method by itself
@@ -43,8 +43,7 @@ def scheduler_config(solver: Any, target: Any = None, initial_noise: str = "unit
         ValueError: the program has several inputs or no evaluation, or the network is not known.
     """
     file = as_solver_file(solver)
-    teacher = file.provenance.get("teacher")
-    teacher = teacher if isinstance(teacher, Mapping) else {}
+    teacher = file.teacher
     if type(target).__name__ in OWN_SCALE:
         raise ValueError(f"{type(target).__name__} computes with its scheduler's states; only that scheduler has them")
     network = find_network(target, teacher)
@@ -174,7 +173,4 @@ def _read_config(path: Path) -> dict[str, Any]:
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{path} holds no scheduler_config.json; name the folder of a pipeline or scheduler")
-    try:
-        return dict(json.loads(found.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{found} is not the JSON of a scheduler configuration: {error}") from None
+    return read_json_object(found)

@@ -95,7 +95,7 @@ def model_card(path: str | os.PathLike[str], repository: str, license: str | Non
     """
     _check_name(repository)
     solver = read_solver(path)
-    teacher = _mapping(solver.provenance.get("teacher"))
+    teacher = solver.teacher
     name, model = repository.split("/")[1], str(teacher.get("name", "a diffusion model"))
     program = solver.program
     intro = (
@@ -118,7 +118,7 @@ def _metadata(model: str, license: str | None) -> str:
 
 def _facts(solver: SolverFile) -> str:
     provenance = solver.provenance
-    teacher, path = _mapping(provenance.get("teacher")), _mapping(solver.family.get("path"))
+    teacher, path = solver.teacher, _mapping(solver.family.get("path"))
     count = sum(value.numel() for value in solver.params.values())
     facts = {
         "teacher": teacher.get("name"),
@@ -178,7 +178,7 @@ from solverdistill import load_solver, sample
 program = load_solver("{FILE}")
 images = sample(program, denoiser, torch.randn(shape))
 ```"""
-    if _mapping(solver.provenance.get("teacher")).get("prediction") not in IN_DIFFUSERS:
+    if solver.teacher.get("prediction") not in IN_DIFFUSERS:
         return text
     return (
         text

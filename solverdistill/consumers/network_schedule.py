@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from solverdistill.noise.paths import Discrete, Flow, make_path
-from solverdistill.teachers.diffusers.schedule import NO_ODE, Schedule, make_schedule
+from solverdistill.support.facts import Facts
+from solverdistill.teachers.diffusers.schedule import MAX_STEPS, NO_ODE, Schedule, make_schedule
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "denoised": "sample", "flow": "flow_prediction"}
 SCHEDULE_KEYS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr", "shift")
@@ -87,14 +88,15 @@ class NetworkSchedule:
             ValueError: a network that is not of these kinds.
         """
         description = {key: config[key] for key in SCHEDULE_KEYS if key in config}
-        name = str(config.get("_class_name", ""))
+        facts = Facts("scheduler_config.json", config)
+        name = facts.word("_class_name", "")
         problem = _find_problem(name, config)
         if problem:
             raise ValueError(problem)
         if config.get("prediction_type") == "flow_prediction" or name.startswith("FlowMatch"):
             # shifts, static or dynamic, choose default levels; they do not change what a level is called
-            flow = Schedule(Flow(), "flow", int(config.get("num_train_timesteps", 1000)))
-            return cls(flow, description, inverted=bool(config.get("invert_sigmas")))
+            flow = Schedule(Flow(), "flow", facts.count("num_train_timesteps", 1, MAX_STEPS, 1000))
+            return cls(flow, description, inverted=facts.flag("invert_sigmas", False))
         continuous = config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"
         return cls(make_schedule(config), description, continuous=continuous)
 

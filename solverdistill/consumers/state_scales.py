@@ -65,8 +65,7 @@ def convention_of(solver: Solver) -> str:
     """The convention of the teacher named in a solver file: "flow" for flow models, else "edm"."""
     if isinstance(solver, SolverProgram):
         return "edm"
-    teacher = solver.provenance.get("teacher")
-    facts = teacher if isinstance(teacher, Mapping) else {}
+    facts = solver.teacher
     path = facts.get("path") or solver.family.get("path") or {}
     name = path.get("name") if isinstance(path, Mapping) else path
     return "flow" if facts.get("prediction") == "flow" or name == "flow" else "edm"

@@ -20,8 +20,9 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.utils import _pytree as pytree
 
 from solverdistill.denoisers.base import Denoiser, Teacher, call, per_sample
-from solverdistill.denoisers.wrappers import Checkpointed, Counted, Guided, Thresholded
+from solverdistill.denoisers.wrappers import Checkpointed, Counted, Guided, InParts, Thresholded
 from solverdistill.programs.program import SolverProgram
+from solverdistill.support.type_checks import check_range, is_number
 
 EDGE = 1 + 1e-6  # a solver's levels are float32, so that one at an end of the interval may miss it by a rounding
 
@@ -50,8 +51,9 @@ class GuidanceRule:
             low, high = _pair("scale", self.scale)
             if low > high:
                 raise ValueError(f"guidance.scale {list(self.scale)} must be [lowest, highest]")
-        elif not _is_number(self.scale):
-            raise TypeError(f"guidance.scale must be a number or [lowest, highest], not {self.scale!r}")
+        elif not is_number(self.scale):
+            raise TypeError(f"guidance.scale must be a finite number or [lowest, highest], not {self.scale!r}")
+        check_range("guidance", self.scale[0] if isinstance(self.scale, tuple) else self.scale, least=0)
         if self.interval is not None:
             noisiest, cleanest = _pair("interval", self.interval)
             if noisiest <= cleanest:
@@ -102,20 +104,21 @@ def make_guided(
         guidance: A scale, or a mapping with `scale`, `interval` and `channels`, as in `GuidanceRule`; None is 1, or
             what a teacher that guides itself does.
     Returns:
-        The teacher to draw conditions from, which is the given one unless scales are drawn with them; and the denoiser.
+        The teacher to draw conditions from, which is the given one unless scales are drawn with them; and the denoiser,
+        which takes a batch in parts where the device has no memory for it.
     Raises:
         ValueError, TypeError: the guidance cannot be used with this teacher.
     """
     rule = GuidanceRule.of(settled_guidance(teacher, guidance))
     if teacher.own_guidance is not None:
         own = teacher.guided(rule)
-        return own, own
+        return own, InParts(own)
     if not rule.drawn and rule.interval is None and rule.channels is None:
         assert not isinstance(rule.scale, tuple)
-        return teacher, Guided(teacher, rule.scale, teacher.null_cond)
+        return teacher, InParts(Guided(teacher, rule.scale, teacher.null_cond))
     if rule.channels is not None and rule.channels > teacher.shape[0]:
         raise ValueError(f"guidance.channels={rule.channels} is more than the {teacher.shape[0]} of {teacher.name}")
-    return ScaleDrawn(teacher, rule) if rule.drawn else teacher, RuleGuided(teacher, rule)
+    return ScaleDrawn(teacher, rule) if rule.drawn else teacher, InParts(RuleGuided(teacher, rule))
 
 
 def settled_guidance(teacher: Teacher, guidance: Any) -> Any:
@@ -230,7 +233,7 @@ class RuleGuided(nn.Module):
 
 def network_passes(denoiser: Denoiser, program: SolverProgram) -> int:
     """Network passes per sample of a program: its evaluations, those that are guided counted twice."""
-    if isinstance(denoiser, (Counted, Checkpointed, Thresholded)):
+    if isinstance(denoiser, (Counted, Checkpointed, InParts, Thresholded)):
         return network_passes(denoiser.denoiser, program)
     if isinstance(denoiser, RuleGuided) and denoiser.passes == 2:
         inside = denoiser.inside(program.alpha, program.sigma)
@@ -240,11 +243,7 @@ def network_passes(denoiser: Denoiser, program: SolverProgram) -> int:
     return program.nfe * (denoiser.passes if isinstance(denoiser, Guided) else 1)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _pair(name: str, value: Any) -> tuple[float, float]:
-    if not isinstance(value, tuple) or len(value) != 2 or not all(_is_number(v) for v in value):
-        raise TypeError(f"guidance.{name} must be a pair of numbers, not {value!r}")
+    if not isinstance(value, tuple) or len(value) != 2 or not all(is_number(v) for v in value):
+        raise TypeError(f"guidance.{name} must be a pair of finite numbers, not {value!r}")
     return value

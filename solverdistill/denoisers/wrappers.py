@@ -11,6 +11,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from solverdistill.denoisers.base import Denoiser, call
+from solverdistill.programs.playing import slice_batch
+from solverdistill.support.memory import Parts, lower
 
 
 class Guided(nn.Module):
@@ -77,6 +79,32 @@ class Checkpointed(nn.Module):
         result = checkpoint(call, self.denoiser, x, alpha, sigma, cond, use_reentrant=False, preserve_rng_state=False)
         assert isinstance(result, Tensor)
         return result
+
+
+class InParts(nn.Module):
+    """Evaluate a batch in parts where the device has no memory for the whole of it.
+
+    Whoever made the batch, and whatever is decided on it as a whole, as the steps of an adaptive solver, sees nothing
+    of it: only the network gets fewer samples at once, which changes them by the rounding of kernels that depend on the
+    batch. Where a graph is kept for a backward pass, parts of a call would need as much as the whole; there the caller
+    has to take fewer samples.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser, self.parts = denoiser, Parts(None, "a network call")
+
+    def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        batch, tree = x.shape[0], (x, alpha, sigma, cond)
+        if torch.is_grad_enabled() or not batch:
+            return call(self.denoiser, *tree)
+
+        def evaluate(rows: slice) -> Tensor:
+            return call(self.denoiser, *(tree if rows == slice(0, batch) else slice_batch(tree, batch, rows)))
+
+        with lower("the network, given a single sample,", "take a device with more, or a network in lower precision"):
+            outputs = self.parts.run(batch, evaluate)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 class Counted(nn.Module):

@@ -13,10 +13,11 @@ from solverdistill.evaluation.comparison import CURVE_NFE, CURVE_SAMPLES, Compar
 from solverdistill.evaluation.reports import figures
 from solverdistill.evaluation.reports.table_files import write_csv, write_markdown
 from solverdistill.evaluation.reports.terminal_table import print_table
+from solverdistill.families.step_search import check_cost
 from solverdistill.programs.program import SolverProgram
 from solverdistill.references.targets import Targets
 from solverdistill.support.progress import console
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 FEWEST = 32  # samples of a comparison, whatever it may take
 MEANING = "RMSE (per image, data units) and PSNR against the reference end points; best values in bold."
@@ -45,8 +46,10 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.share is not None and not self.share > 0:
-            raise ValueError(f"evaluation.share must be above 0, or null for no limit, not {self.share}")
+        check_ranges(self, "evaluation.", "batch_size", "grid_samples", "curve_samples", least=1)
+        for cost in self.curve_nfe:
+            check_cost("evaluation.curve_nfe", cost)
+        check_ranges(self, "evaluation.", "share", above=0)
 
     def samples(self, nfe: int, depth: int, most: int, reference: int, fits: int) -> int:
         """How many held-out samples are compared.

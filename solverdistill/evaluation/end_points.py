@@ -27,6 +27,7 @@ class EndPoints:
     def __init__(self, source: Source, samples: int) -> None:
         self.source, self.samples, self.chunk = source, samples, source.settings.chunk
         self._kept: dict[int, dict[str, Tensor]] = {}
+        self._bad = source.bad_samples(samples, None)  # all solvers are measured on the samples asked for
         targets = source.cache()
         self._cache: ShardCache | None = None
         if targets is not None:
@@ -72,5 +73,6 @@ class EndPoints:
 
     def _solve(self, chunk: int) -> dict[str, Tensor]:
         rows = self.source.solve(chunk)
+        self._bad.keep(chunk, rows)
         end = self.source.trajectory(rows).end().contiguous()
         return {"end": end, **{name: value for name, value in rows.items() if name not in ("states", "slopes")}}

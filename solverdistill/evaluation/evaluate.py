@@ -26,6 +26,7 @@ from solverdistill.programs.solver_file import SolverFile, read_solver
 from solverdistill.references.choice import Choice
 from solverdistill.references.choosing import choose_reference
 from solverdistill.references.targets import Source, TargetSettings
+from solverdistill.support.memory import lower
 from solverdistill.support.processes import processes
 
 REFERENCE_IMAGES = "reference"
@@ -85,7 +86,7 @@ def evaluate(
     targets = replace(targets, reference=choice.reference, measure=())
     ends = EndPoints(Source(targets, "test", teacher, denoiser, device), plan.samples)
     shown = progress or (lambda what: lambda label, done, total: None)
-    with torch.no_grad():
+    with torch.no_grad(), lower("the evaluation", f"lower batch_size ({plan.batch_size})"):
         yardstick, reference = _prepare(plan, teacher, denoiser, ends, lpips, space, real, shown)
         measured = _measure_all([*students, *classical], denoiser, ends, yardstick, plan.batch_size, shown("samples"))
     measured = [replace(one, row=replace(one.row, reference_error=choice.error)) for one in (*measured, reference)]
@@ -183,9 +184,9 @@ def _students(files: dict[str, SolverFile], teacher: Teacher) -> tuple[list[Cand
         if any((label, file.program.nfe) == (other.label, other.nfe) for other in students):
             label = f"{names[path]} ({path})"
         students.append(Candidate.of(label, file.program))
-        fitted: Any = file.provenance.get("teacher") or {}
-        if isinstance(fitted, dict) and fitted.get("fingerprint") not in (None, fingerprint):
-            warnings.append(f"{path} was fitted to another teacher, {fitted.get('name')} {fitted['fingerprint']}")
+        if file.teacher.get("fingerprint") not in (None, fingerprint):
+            which = f"{file.teacher.get('name')} {file.teacher['fingerprint']}"
+            warnings.append(f"{path} was fitted to another teacher, {which}")
         alpha = float(file.program.readouts.alpha[-1])
         expected = float(teacher.path.alpha(teacher.noise_range[1]))
         if abs(alpha - expected) > 1e-3:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from solverdistill.evaluation.metrics.set_distances import BACKENDS
-from solverdistill.support.type_checks import check_fields
+from solverdistill.families.step_search import check_cost
+from solverdistill.references.seeding import SPLITS
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,10 @@ class EvaluationPlan:
         shifts: Any = self.baseline_shifts
         if not isinstance(shifts, list) or not shifts or not all(_is_shift(shift) for shift in shifts):
             raise ValueError(f"baseline_shifts must be a list of numbers of at least 0, such as [0,1,2], not {shifts}")
-        for name in ("samples", "batch_size", "subset", "neighbours"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_ranges(self, "", "samples", "batch_size", "subset", "neighbours", "grid_samples", least=1)
+        check_ranges(self, "", "samples", most=SPLITS["validation"])
+        for cost in self.nfe or []:
+            check_cost("nfe", cost)
         if self.backend not in BACKENDS:
             raise ValueError(f"backend {self.backend!r} is unknown; known: {', '.join(BACKENDS)}")
         if not self.solvers and not (self.baselines and self.nfe):

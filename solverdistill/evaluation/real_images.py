@@ -6,12 +6,16 @@ Every source is a sequence of images in [-1, 1] that reads what it is asked for,
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from solverdistill.support.arrays import read_npz
+from solverdistill.support.limits import Allowance, first_sentence
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 IDX_IMAGES = 0x00000803  # magic number: unsigned bytes in three dimensions
@@ -110,22 +114,22 @@ def _read_numpy(path: Path) -> Any:
     import numpy
 
     try:
-        loaded = numpy.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
         if path.suffix == ".npy":
-            return loaded
-        with loaded:
-            name = "images" if "images" in loaded.files else loaded.files[0]
-            return loaded[name]
-    except (ValueError, OSError, IndexError) as error:
-        raise ValueError(f"real images {path} cannot be read: {' '.join(str(error).split())}") from None
+            return numpy.load(path, mmap_mode="r", allow_pickle=False)
+        loaded = read_npz(path)
+        return loaded["images"] if "images" in loaded else next(iter(loaded.values()))
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"real images {path} cannot be read: {first_sentence(error)}") from None
 
 
 def _read_idx(path: Path) -> Tensor:
     """Images of LeCun's idx format: magic number and three sizes as big-endian 32-bit integers, then the bytes."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            data = stream.read()
-    except (OSError, EOFError) as error:
+            allowance = Allowance.of(path)
+            data = stream.read(allowance.most + 1)
+            allowance.take(len(data))
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"real images {path} cannot be read: {error}") from None
     magic, *shape = (int.from_bytes(data[i : i + 4], "big") for i in range(0, 16, 4))
     if magic != IDX_IMAGES or len(data) != 16 + shape[0] * shape[1] * shape[2]:

@@ -19,8 +19,10 @@ from solverdistill.evaluation.pixels import to_pixels
 from solverdistill.programs.playing import sample
 from solverdistill.programs.program import SolverProgram
 from solverdistill.references.seeding import SPLITS, seeded_noise
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.memory import lower
+from solverdistill.support.type_checks import check_fields, check_range, check_ranges
 
+MOST_IMAGES = 1_000_000  # of one call; twenty times what a Frechet distance takes
 CELL, GAP = 64, 2  # smallest side of an image in the grid, and the space between images, in pixels
 
 
@@ -58,8 +60,9 @@ class SamplingPlan:
             raise ValueError(f"seeds must be one or more integers from 0 to 2^30 - 1, not {self.seeds}")
         if self.classes is not None and (not self.classes or any(type(label) is not int for label in self.classes)):
             raise ValueError(f"classes must be one or more integers, or null, not {self.classes}")
-        if self.batch_size < 1 or self.grid_images < 1:
-            raise ValueError("batch_size and grid_images must be at least 1")
+        check_ranges(self, "", "batch_size", "grid_images", least=1)
+        images = len(self.seeds) * len(self.classes or [None])
+        check_range("number of images", images, most=MOST_IMAGES)
 
     @property
     def wanted(self) -> list[Wanted]:
@@ -78,8 +81,9 @@ def parse_seeds(text: str | int | Sequence[int]) -> list[int]:
     seeds: list[int] = []
     for part in str(text).replace(" ", "").split(","):
         first, _, last = part.partition("-")
-        if re.fullmatch(r"\d+(-\d+)?", part) is None:
+        if re.fullmatch(r"\d{1,18}(-\d{1,18})?", part) is None:
             raise ValueError(f"seeds must look like 0-15 or 1,4,8-11, not {text!r}")
+        check_range("number of seeds", int(last or first) + 1 - int(first) + len(seeds), most=MOST_IMAGES)
         seeds += range(int(first), int(last or first) + 1)
     return seeds
 
@@ -112,7 +116,7 @@ def draw(
         noise, cond = seeded_noise([SPLITS["fresh"] + image.seed for image in batch], teacher)
         cond = _chosen(batch, cond, teacher)
         noise, cond = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (noise, cond))
-        with torch.inference_mode():
+        with torch.inference_mode(), lower("sampling", f"lower batch_size ({plan.batch_size})"):
             images = teacher.decode(sample(program, denoiser, noise, cond)).float().cpu()
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"{teacher.name} gives samples of shape {tuple(images.shape[1:])}, which are no images")

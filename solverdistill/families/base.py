@@ -19,7 +19,7 @@ from torch import Tensor
 from solverdistill.noise.levels import Level, float64, make_level
 from solverdistill.noise.paths import Path
 from solverdistill.programs.program import SolverProgram
-from solverdistill.programs.tracing import Eager, Trace
+from solverdistill.programs.tracing import Eager, Register, Trace
 
 State = Any  # a Register while tracing, a Tensor when run eagerly
 History = tuple[State, ...]
@@ -83,6 +83,9 @@ class Timeline:
 
 def combine(states: Iterable[State], weights: Iterable[Any]) -> State:
     """Sum of states times numbers, one each."""
+    states, weights = list(states), list(weights)
+    if states and isinstance(states[0], Register):
+        return Register.combination(states, weights)
     total: State = 0
     for state, weight in zip(states, weights, strict=True):
         total = total + state * weight
@@ -202,7 +205,7 @@ class Family(ABC):
         if not 0 <= i < self.steps:
             raise ValueError(f"{self.name} has steps 0 to {self.steps - 1}, not {i}")
         values = self._prepare(params)
-        trace = Trace(inputs=1 + self._history_length(i, values))
+        trace = Trace(inputs=1 + self._history_lengths[i])
         x, history = self.step(i, trace.inputs[0], trace.inputs[1:], trace, values)
         level = self.levels(values)[i + 1]
         for entry in (*history, x):
@@ -259,10 +262,14 @@ class Family(ABC):
                 raise ValueError(f"param {name} of {self.name} has shape {shapes}")
         return self.prepare({name: value.to(device="cpu", dtype=torch.float64) for name, value in params.items()})
 
-    def _history_length(self, i: int, values: Any) -> int:
-        trace = Trace()
+    @cached_property
+    def _history_lengths(self) -> list[int]:
+        """Entries of the history that every step gets, whatever the params."""
+        trace, values = Trace(), self._prepare(self.init(0))
         x: State = trace.inputs[0]
         history: History = ()
-        for j in range(i):
-            x, history = self.step(j, x, history, trace, values)
-        return len(history)
+        lengths = [0]
+        for i in range(self.steps - 1):
+            x, history = self.step(i, x, history, trace, values)
+            lengths.append(len(history))
+        return lengths

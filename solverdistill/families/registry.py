@@ -32,6 +32,7 @@ from solverdistill.families.learned.ld3 import LD3
 from solverdistill.families.learned.parallel import Parallel
 from solverdistill.families.learned.s4s import S4S, S4SAlt
 from solverdistill.families.learned.table import Table
+from solverdistill.families.step_search import find_steps
 from solverdistill.noise.grids import Grid, grid_values
 from solverdistill.noise.paths import Path, make_path
 from solverdistill.support.naming import find_by_name
@@ -127,8 +128,17 @@ def rebuild(stored: Mapping[str, Any], configured: Family | None = None) -> Fami
         stored: As `Family.hyperparameters()` gave them and a file kept them.
         configured: The family of the user's own configuration, the only one outside the roster that is made.
     Raises:
-        ValueError: the file names another one outside the roster; or as `build`.
+        ValueError: the file names another one outside the roster, or holds what no family can be made of.
     """
+    try:
+        return _rebuild(stored, configured)
+    except ValueError:
+        raise
+    except Exception as error:  # what a file holds has any type
+        raise ValueError(f"the file describes no solver family: {error}") from None
+
+
+def _rebuild(stored: Mapping[str, Any], configured: Family | None) -> Family:
     given = dict(stored)
     name, grid, path = (given.pop(key, None) for key in ("name", "grid", "path"))
     if configured is not None and name == configured.hyperparameters()["name"]:
@@ -207,21 +217,22 @@ def build_for_depth(
 def _build_for(
     cost: str, wanted: int, name: str, grid: Grid, path: str | dict[str, Any] | Path, options: Mapping[str, Any]
 ) -> Family:
-    make, reached = find_family(name), list[int]()
-    for steps in range(1, max(wanted, 1) + 2):
+    make, refused, families = find_family(name), dict[int, ValueError](), dict[int, Family]()
+
+    def cost_of(steps: int) -> int | None:
         try:
-            family = _make(name, make, grid.with_steps(steps), path, options)
-            reached.append(getattr(family, cost))
+            families[steps] = _make(name, make, grid.with_steps(steps), path, options)
+            return getattr(families[steps], cost)
         except ValueError as error:
-            if steps == max(wanted, 1) + 1:
-                raise error from None
-            reached.append(-1)
-            continue
-        if reached[-1] == wanted:
-            return family
-        if reached[-1] > wanted:
-            break
-    nearest = sorted({n for n in reached if n >= 0}, key=lambda n: (abs(n - wanted), n))[:2]
+            refused[steps] = error
+            return None
+
+    steps, reached = find_steps(cost_of, wanted, max(wanted, 1) + 1)
+    if steps is not None:
+        return families[steps]
+    if refused and all(n < wanted for n in reached):  # more steps cannot be built
+        raise refused[max(refused)] from None
+    nearest = sorted(reached, key=lambda n: (abs(n - wanted), n))[:2]
     values = " and ".join(map(str, sorted(nearest)))
     spend = f"spend exactly nfe={wanted} evaluations" if cost == "nfe" else f"have a depth of exactly {wanted}"
     raise ValueError(f"{name} cannot {spend}; the nearest it can reach: {values}")

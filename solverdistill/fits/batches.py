@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from solverdistill.programs.playing import sample
 from solverdistill.programs.program import SolverProgram
 from solverdistill.references.batch import Batch
 from solverdistill.support.processes import share, total
+
+# What making a table of params raises that are no solver: levels that coincide, numbers that are not finite.
+NO_SOLVER = (ValueError, torch.linalg.LinAlgError)
 
 
 def on_device(batch: Batch, device: torch.device | str) -> Batch:
@@ -48,3 +52,12 @@ def mean_error(program: SolverProgram, denoiser: Any, batch: Batch, batch_size: 
         ends = play_batches(program, denoiser, own, batch_size) if len(own.noise) else own.end
         error = float(total(rmse(ends, own.end).double().sum().cpu())) / samples
     return error if error < float("inf") else float("inf")
+
+
+def error_of(make: Callable[[], SolverProgram], denoiser: Any, batch: Batch, batch_size: int, meter: Meter) -> float:
+    """`mean_error` of the program that `make` gives; infinite where the params that it is made of are no solver."""
+    try:
+        program = make()
+    except NO_SOLVER:
+        return float("inf")
+    return mean_error(program, denoiser, batch, batch_size, meter)

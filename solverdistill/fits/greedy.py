@@ -10,15 +10,14 @@ from torch import Tensor
 
 from solverdistill.families.base import Family, Params, State
 from solverdistill.families.learned.dode import DistilledODE
+from solverdistill.fits.batches import error_of
 from solverdistill.fits.protocol import FitContext, FitPlan, Standing
 from solverdistill.fits.report import FitReport, Meter, Point
-from solverdistill.objectives.distances import rmse
-from solverdistill.programs.playing import sample
 from solverdistill.programs.tracing import Eager
 from solverdistill.references.batch import Batch
 from solverdistill.references.trajectory import Trajectory
 from solverdistill.support.processes import count
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,16 @@ class GreedyFit:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.samples < 1:
-            raise ValueError(f"fit.samples must be at least 1, not {self.samples}")
+        check_ranges(self, "fit.", "samples", least=1)
 
     def check(self, plan: FitPlan) -> None:
         """Refuse a student that is none of D-ODE's."""
         check_greedy(plan.student.family)
 
     def expected(self, plan: FitPlan) -> int:
-        """One roll-out of the training samples and two errors, in every process."""
-        samples = min(self.samples, plan.train_samples) + 2 * plan.held_out_samples
-        return count() * samples * plan.student.family.nfe
+        """One roll-out of the training samples in every process, and two errors."""
+        samples = count() * min(self.samples, plan.train_samples)
+        return samples * plan.student.family.nfe + 2 * plan.held_out
 
     def run(self, context: FitContext) -> Standing:
         """Fit all lambdas anew."""
@@ -140,9 +138,8 @@ def fit_greedily(family: Family, denoiser: Any, batch: Batch, held_out: Batch) -
     meter = Meter(batch.noise.device)
 
     def point(params: Params) -> Point:
-        with meter.measure("forward", held_out.noise.shape[0] * family.nfe):
-            end = sample(family.program(params), denoiser, held_out.noise, held_out.cond)
-        return meter.point(float(rmse(end, held_out.end).mean()))
+        of = denoiser, held_out, len(held_out.noise), meter
+        return meter.point(error_of(lambda: family.program(params), *of))
 
     start = family.init(0)
     history = [point(start)]

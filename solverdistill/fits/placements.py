@@ -34,7 +34,7 @@ from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.programs.program import SolverProgram
 from solverdistill.references.batch import Batch
 from solverdistill.support.processes import count
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import LARGEST_SEED, check_fields, check_ranges
 
 SPREAD = (-0.2, 1.2)
 PUSH, TOLD = 0.1, 0.3
@@ -71,11 +71,10 @@ class PlacementFit:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.points is not None and self.points < 2:
-            raise ValueError(f"fit.placements.points must be at least 2, not {self.points}")
-        for name in ("placements", "iterations", "finalists", "final_iterations", "samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit.placements.{name} must be at least 1, not {getattr(self, name)}")
+        names = ("placements", "iterations", "finalists", "final_iterations", "samples", "batch_size")
+        check_ranges(self, "fit.placements.", *names, least=1)
+        check_ranges(self, "fit.placements.", "points", least=2)
+        check_ranges(self, "fit.placements.", "seed", least=0, most=LARGEST_SEED)
 
     def check(self, plan: FitPlan) -> None:
         """Refuse a student that has no points, and where none are asked for, or more than its own."""

@@ -27,14 +27,14 @@ from torch import Tensor
 from solverdistill.families.base import Family, History, Params
 from solverdistill.families.learned.epd import EPD, Points
 from solverdistill.families.ode import Slope
-from solverdistill.fits.batches import mean_error, take_solved
+from solverdistill.fits.batches import error_of, take_solved
 from solverdistill.fits.protocol import FitContext, FitPlan, Standing
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.noise.levels import float64
 from solverdistill.programs.tracing import Eager
 from solverdistill.references.batch import Batch
 from solverdistill.support.processes import count, dealt, share, total
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 RATIOS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.27, 0.35, 0.45, 0.55, 0.67, 0.8, 0.92)  # r = 0 would be the slope g again
 SMALLEST_WEIGHT = 0.05
@@ -60,9 +60,7 @@ class PointSearchFit:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
+        check_ranges(self, "fit.", "samples", "batch_size", least=1)
 
     def check(self, plan: FitPlan) -> None:
         """Refuse a student without points, unless other fits can work on it."""
@@ -147,10 +145,8 @@ def fit_points(
     settings, meter = settings or PointSearchFit(), Meter(train.noise.device)
     start = family.init(0) if start is None else start
     found = search_points(family, denoiser, train, start, settings, meter)
-    errors = []
-    for params in (start, found):
-        program = family.program(params).detach()
-        errors.append(mean_error(program, denoiser, held_out, settings.batch_size, meter))
+    of = denoiser, held_out, settings.batch_size, meter
+    errors = [error_of(lambda params=params: family.program(params).detach(), *of) for params in (start, found)]
     history = [Point(errors[0], 0, 0.0), meter.point(min(errors))]
     better = errors[1] < errors[0]
     note = "" if better else "the points found are worse than the start on held-out samples"

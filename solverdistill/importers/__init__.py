@@ -8,7 +8,6 @@ it, on one-hot vectors.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from solverdistill.importers import amed, dyweight, epd, gas, ld3, neuralsolver,
 from solverdistill.importers.imported import Imported, Settings
 from solverdistill.importers.predictor_files import Predictor, predictor_of_json, predictor_of_pickle, read_json
 from solverdistill.importers.probing import probe
+from solverdistill.support.limits import is_archive, open_archive
 from solverdistill.support.pickles import file_kind, read_torch
 
 __all__ = ["FORMATS", "Imported", "Settings", "import_solver", "probe"]
@@ -72,8 +72,8 @@ def import_solver(path: str | os.PathLike[str], settings: Settings | None = None
 
 def _kind(path: str | os.PathLike[str]) -> str:
     """ "arrays", "pickle", "torch", "torch-legacy", "safetensors" or "text"."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+    if is_archive(path):
+        with open_archive(path) as archive:
             if any(name.endswith(".npy") for name in archive.namelist()):
                 return "arrays"
     try:

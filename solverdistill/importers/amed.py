@@ -26,8 +26,10 @@ from solverdistill.families.base import Params
 from solverdistill.importers.amed_plugins import Coefficients, MultistepPlugin, Plugin
 from solverdistill.importers.imported import Imported, Settings, Source, make_imported
 from solverdistill.importers.levels import published_levels
-from solverdistill.importers.predictor_files import Facts, Predictor
+from solverdistill.importers.predictor_files import Predictor
 from solverdistill.noise.paths import EDM
+from solverdistill.support.facts import Facts
+from solverdistill.support.limits import shown
 
 SOURCE = Source("amed", "zju-pi/diff-sampler", "Zhou et al., CVPR 2024, arXiv 2312.00094")
 FEATURES = 64
@@ -57,7 +59,7 @@ def import_amed(path: str | os.PathLike[str], predictor: Predictor, settings: Se
         return make_imported(path, SOURCE, model, family, _epd_params(mean, ranges), remarks, facts.guidance)
     if student not in PLUGINS:
         known = ", ".join(("amed", *PLUGINS))
-        raise ValueError(f"file {path} holds AMED on {student!r}, which has no table here; known: {known}")
+        raise ValueError(f"file {path} holds AMED on {shown(student)}, which has no table here; known: {known}")
     plugin = _plugin(facts, student, tuple(grid), afs, mean)
     if isinstance(plugin, MultistepPlugin) and plugin.predict_x0:
         remarks.append(NOT_THRESHOLDED)
@@ -120,8 +122,12 @@ def _layer(predictor: Predictor, name: str, x: Tensor, outputs: int, inputs: int
 
 
 def _codes(grid: list[float]) -> Tensor:
-    """Codes of noise levels, whose frequencies are published in single precision. Shape: (levels, 8)."""
-    frequencies = torch.pow(torch.tensor(1 / 10000), torch.arange(4, dtype=torch.float32) / 3).double()
+    """Codes of noise levels, whose frequencies are published in single precision. Shape: (levels, 8).
+
+    Powers are taken in double precision and rounded: those of single precision differ between kinds of CPU.
+    """
+    exponents = torch.arange(4, dtype=torch.float32) / 3
+    frequencies = torch.pow(torch.tensor(1 / 10000).double(), exponents.double()).float().double()
     angles = torch.tensor(grid, dtype=torch.float64)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

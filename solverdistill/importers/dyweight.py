@@ -16,6 +16,7 @@ from solverdistill.importers.imported import Imported, Settings, Source, make_im
 from solverdistill.importers.known_models import find_model
 from solverdistill.importers.levels import published_levels, shifted
 from solverdistill.importers.predictor_files import Predictor
+from solverdistill.support.arrays import float64_tensors
 
 SOURCE = Source("dyweight", "Westlake-AGI-Lab/DyWeight", "Zhao et al., 2026, arXiv 2603.11607")
 FLUX_MU = 0.63  # 512 x 512 pixels, at which the authors train and sample
@@ -57,6 +58,8 @@ def import_flux(path: str | os.PathLike[str], document: Mapping[str, Any], setti
     Its factors are b = 0.5 + sigmoid(phi); the family's `t_scale` is b itself.
     """
     weights, scales, window = (document[name] for name in FLUX_KEYS)
+    if isinstance(weights, Tensor) and isinstance(scales, Tensor):
+        weights, scales = float64_tensors(path, {"weights": weights, "factors": scales}).values()
     if not all(isinstance(value, Tensor) and bool(torch.isfinite(value).all()) for value in (weights, scales)):
         raise ValueError(f"file {path} holds weights or factors that are no finite tensors")
     count = scales.numel()
@@ -70,7 +73,7 @@ def import_flux(path: str | os.PathLike[str], document: Mapping[str, Any], setti
     family = families.build(
         "dyweight", list(grid), "flow", max_history=window if window > 0 else None, keep_output=True
     )
-    params = {"hybrid_weights": weights.double(), "t_scale": scales.double()}
+    params = {"hybrid_weights": weights, "t_scale": scales}
     remarks = ["levels are those of 512x512 images (mu 0.63)"] if settings.mu is None and settings.grid is None else []
     return make_imported(path, SOURCE, model, family, params, remarks, guidance=3.5)
 

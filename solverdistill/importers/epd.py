@@ -11,22 +11,25 @@ import os
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from solverdistill import families
 from solverdistill.families.base import Params
-from solverdistill.importers.imported import Imported, Settings, Source, make_imported
+from solverdistill.importers.imported import MAX_STEPS, Imported, Settings, Source, make_imported
 from solverdistill.importers.known_models import Model
 from solverdistill.importers.levels import published_levels
-from solverdistill.importers.predictor_files import Facts, Predictor
+from solverdistill.importers.predictor_files import Predictor
+from solverdistill.support.arrays import read_npz
+from solverdistill.support.facts import Facts
+from solverdistill.support.limits import shown
 
 EPD = Source("epd", "BeierZhu/EPD", "Zhu et al., ICCV 2025, arXiv 2507.14797")
 EPD_RL = Source("epd (reward-tuned)", "BeierZhu/EPD", "EPD-Solver++, TPAMI 2026, arXiv 2512.22796")
 ADASDE = Source("adasde", "Westlake-AGI-Lab/AdaSDE", "AdaSDE, NeurIPS 2025, arXiv 2510.23285")
 TENSORS = ("r_params", "scale_dir_params", "scale_time_params", "weight_s")
 STUDENTS = {"epd": "epd", "ipndm": "epd_ipndm", "adasde": "epd"}
+MAX_POINTS = 64
 LEFT_HIGH = "the sample is left at the last positive flow time, as published, and not taken to 0"
 DETERMINISTIC = "only the deterministic part of AdaSDE, without its noise (gamma): the published FID does not apply"
 
@@ -34,7 +37,7 @@ DETERMINISTIC = "only the deterministic part of AdaSDE, without its noise (gamma
 def import_epd(path: str | os.PathLike[str], predictor: Predictor, settings: Settings) -> Imported:
     """Read an `EPD_predictor` as the family `epd`, or `epd_ipndm` for the plug-in."""
     facts = predictor.facts
-    shape = (facts.count("num_steps", 2) - 1, facts.count("num_points", 1, 64))
+    shape = (facts.count("num_steps", 2) - 1, facts.count("num_points", 1, MAX_POINTS))
     params = {name: predictor.tensor(name, *shape) for name in TENSORS}
     source = EPD_RL if "backend" in facts.values else EPD
     return _make(path, source, facts, params, settings, fcn=facts.flag("fcn", False))
@@ -43,7 +46,7 @@ def import_epd(path: str | os.PathLike[str], predictor: Predictor, settings: Set
 def import_adasde(path: str | os.PathLike[str], predictor: Predictor, settings: Settings) -> Imported:
     """Read the deterministic part of an `adasde_predictor` as the family `epd`."""
     facts = predictor.facts
-    shape = (facts.count("num_steps", 2) - 1, facts.count("num_points", 1, 64))
+    shape = (facts.count("num_steps", 2) - 1, facts.count("num_points", 1, MAX_POINTS))
     params = {name: predictor.tensor(name, *shape) for name in TENSORS}
     for name in ("scale_dir_params", "scale_time_params"):
         params[name] = 2 * params[name]
@@ -54,19 +57,17 @@ def import_adasde(path: str | os.PathLike[str], predictor: Predictor, settings: 
 
 def import_epd_arrays(path: str | os.PathLike[str], settings: Settings) -> Imported | None:
     """Read the .npz of effective values with which the reward-tuned code can start, or None where it is none."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            held = {name: np.asarray(arrays[name]) for name in arrays.files}
-    except Exception as error:  # a damaged archive can raise anything
-        raise ValueError(f"file {path} cannot be read as arrays: {' '.join(str(error).split())}") from None
+    held = read_npz(path)
     tables = {name: array for name, array in held.items() if array.ndim == 2 and array.dtype.kind == "f"}
-    values = {name: torch.from_numpy(array).double() for name, array in tables.items()}
+    values = {name: torch.from_numpy(array.astype("f8")) for name, array in tables.items()}
     facts = {name: array.item() for name, array in held.items() if array.ndim == 0}
     if not {"r", "weight"} <= set(values):
         return None
     r, scales = values["r"], {name: values.get(name) for name in ("scale_dir", "scale_time")}
     if any(value is not None and value.shape != r.shape for value in (values["weight"], *scales.values())):
         raise ValueError(f"file {path} has r, weight and scales of different shapes")
+    if not 1 <= r.shape[0] < MAX_STEPS or not 1 <= r.shape[1] <= MAX_POINTS:
+        raise ValueError(f"file {path} has r of shape {tuple(r.shape)}, which is no solver of few steps")
     facts = {"num_steps": r.shape[0] + 1, "num_points": r.shape[1], "sampler_stu": "epd", "afs": False, **facts}
     params = {"r_params": _logit(r), "weight_s": torch.log(values["weight"].clamp(min=1e-6))}
     for name, scale in scales.items():
@@ -88,7 +89,7 @@ def _make(
 ) -> Imported:
     student = facts.word("sampler_stu")
     if student not in STUDENTS:
-        raise ValueError(f"file {path} holds the student {student!r}; known: {', '.join(STUDENTS)}")
+        raise ValueError(f"file {path} holds the student {shown(student)}; known: {', '.join(STUDENTS)}")
     model = _model(facts, settings)
     options: dict[str, Any] = {"points": facts.integer("num_points"), "afs": facts.flag("afs"), "fcn": fcn}
     options |= {name: facts.number(name) for name in ("scale_dir", "scale_time")}
@@ -103,11 +104,13 @@ def _make(
 
 def _model(facts: Facts, settings: Settings) -> Model:
     backend, told = facts.values.get("backend"), facts.values.get("dataset_name")
-    told = backend if backend in ("flux", "sd3") else told
+    told = backend if isinstance(backend, str) and backend in ("flux", "sd3") else told
     model = settings.find_model(told if isinstance(told, str) else None, facts.place)
     mu = settings.mu if settings.mu is not None else facts.values.get("flowmatch_mu")
     # Only models whose shift depends on the resolution take mu; the others write one all the same.
-    return replace(model, mu=float(mu)) if model.mu is not None and isinstance(mu, (int, float)) else model
+    if model.mu is None or mu is None:
+        return model
+    return replace(model, mu=Facts(facts.file, {"flowmatch_mu": mu}).number("flowmatch_mu"))
 
 
 def _logit(probability: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from solverdistill import families
 from solverdistill.importers.imported import Imported, Settings, Source, make_imported
+from solverdistill.support.arrays import float64_tensors
 
 SOURCE = Source("gas", "3145tttt/GAS", "Oganov et al., ICLR 2026, arXiv 2510.17699")
 
@@ -29,7 +30,7 @@ def tensors_of(document: Any) -> list[Tensor] | None:
         candidates = [shadow, document.get("model"), list(document.values())]
     for candidate in candidates:
         if _looks_like(candidate):
-            return [value.detach().double() for value in candidate]
+            return list(candidate)
     return None
 
 
@@ -38,6 +39,7 @@ def import_gas(path: str | os.PathLike[str], tensors: Sequence[Tensor], settings
     model = settings.find_model(None, path)
     if model.t_eps is None:
         raise ValueError(f"GAS has no solver for {model.title}; give the model of file {path}, for example cifar10")
+    tensors = list(float64_tensors(path, {f"tensor {i}": value for i, value in enumerate(tensors)}).values())
     if not all(bool(torch.isfinite(value).all()) for value in tensors):
         raise ValueError(f"file {path} holds a number that is not finite")
     steps, order = len(tensors[1]), (len(tensors) - 2) // 2

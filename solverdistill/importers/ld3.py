@@ -18,6 +18,7 @@ from solverdistill import families
 from solverdistill.families.learned.ld3 import LD3
 from solverdistill.importers.imported import Imported, Settings, Source, make_imported
 from solverdistill.importers.known_models import MODELS
+from solverdistill.support.arrays import float64_tensors
 
 SOURCE = Source("ld3", "vinhsuhi/LD3", "Tong et al., ICLR 2025, arXiv 2405.15506")
 KEYS = ("params1", "params2", "best_t_steps")
@@ -28,7 +29,7 @@ def import_ld3(path: str | os.PathLike[str], document: Mapping[str, Any], settin
     """Read a checkpoint as the family `ld3` on the solver that `settings` names."""
     if not all(isinstance(document[name], Tensor) and document[name].ndim == 1 for name in KEYS):
         raise ValueError(f"file {path} holds params or times that are no vectors")
-    params1, params2, times = (document[name].detach().double() for name in KEYS)
+    params1, params2, times = float64_tensors(path, {name: document[name] for name in KEYS}).values()
     count = len(params1)
     if len(params2) != count or len(times) != 2 * count:
         raise ValueError(f"file {path} has {count} params1, {len(params2)} params2 and {len(times)} times")

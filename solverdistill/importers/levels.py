@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+from numpy import float32 as single
+from numpy import sqrt
 
 from solverdistill.importers.known_models import Model
 from solverdistill.noise.grids import Grid
 from solverdistill.noise.paths import EDM, make_path
+from solverdistill.support.limits import shown
 
 
 def published_levels(kind: str, count: int, model: Model, rho: float = 7.0) -> list[float]:
@@ -29,7 +32,7 @@ def published_levels(kind: str, count: int, model: Model, rho: float = 7.0) -> l
             raise ValueError(f"schedule 'flowmatch' belongs to a flow model, which {model.title} is not; give model")
         return flow_levels(count, model)
     if model.flow:
-        raise ValueError(f"schedule {kind!r} does not fit the flow model {model.title}; give the levels as grid")
+        raise ValueError(f"schedule {shown(kind)} does not fit the flow model {model.title}; give the levels as grid")
     if kind == "time_uniform":
         return _time_uniform(count, model.start, model.end, rho)
     if kind == "discrete":
@@ -37,7 +40,9 @@ def published_levels(kind: str, count: int, model: Model, rho: float = 7.0) -> l
             raise ValueError(f"schedule 'discrete' needs a model with discrete times, which {model.title} is not")
         return Grid("discrete", count - 1, rho=rho, schedule=make_path(model.path)).values(EDM()).tolist()
     if kind not in ("polynomial", "logsnr"):
-        raise ValueError(f"schedule {kind!r} is unknown; known: polynomial, logsnr, time_uniform, discrete, flowmatch")
+        raise ValueError(
+            f"schedule {shown(kind)} is unknown; known: polynomial, logsnr, time_uniform, discrete, flowmatch"
+        )
     return Grid(kind, count - 1, model.start, model.end, rho).values(EDM()).tolist()
 
 
@@ -56,10 +61,19 @@ def shifted(times: list[float], model: Model) -> list[float]:
 
 
 def _time_uniform(count: int, start: float, end: float, rho: float, eps: float = 1e-3) -> list[float]:
-    """In single precision, as published: cancellation leaves the last level at 0.0020132 instead of 0.002."""
-    low, high = (torch.log(torch.tensor(sigma, dtype=torch.float32) ** 2 + 1) for sigma in (end, start))
-    slope = 2 * (low / eps - high) / (eps - 1)
-    intercept = high - 0.5 * slope
-    u = torch.arange(count) / (count - 1)
-    t = (1 + u * (eps ** (1 / rho) - 1)) ** rho
-    return ((math.e ** (0.5 * slope * t**2 + intercept * t) - 1) ** 0.5).tolist()
+    """In single precision, as published: cancellation leaves the last level at 0.0020132 instead of 0.002.
+
+    Every operation is the rounded one of double precision, which every machine does alike; its own logarithms and
+    powers of single precision differ between two kinds of CPU by a unit in the last place.
+    """
+    half, one, two, base, share = (single(value) for value in (0.5, 1.0, 2.0, math.e, eps))
+    low, high = (single(math.log(single(sigma) * single(sigma) + one)) for sigma in (end, start))
+    slope = two * (low / share - high) / single(eps - 1)
+    intercept = high - half * slope
+    levels = []
+    for i in range(count):
+        u = single(i) / single(count - 1)
+        t = single(math.pow(one + u * single(eps ** (1 / rho) - 1), single(rho)))
+        power = single(math.pow(base, half * slope * (t * t) + intercept * t))
+        levels.append(float(sqrt(power - one)))
+    return levels

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,18 @@ from solverdistill.noise.levels import float64
 SOURCE = Source("dss", "MCG-NJU/NeuralSolver", "Wang et al., ICML 2025, arXiv 2505.21114")
 SETS = {"FM_DATA": "flowdcn", "FM_DATA_DCN": "flowdcn", "FM_DATA_SIT": "sit", "DDPM_DATA": "dit"}
 VP_START, VP_FLOOR = 0.999, 1e-3
+MAX_SOURCE = 250_000  # bytes; a syntax tree takes hundreds of times the room of its text
 Tables = dict[str, dict[str, dict[str, Any]]]  # set -> "step5" -> {"timedeltas", "coeffs"}
 
 
 def tables_of_source(path: str | os.PathLike[str]) -> Tables:
     """Literal tables in a Python file, by the name they are assigned to; empty where there are none."""
+    if Path(path).stat().st_size > MAX_SOURCE:
+        return {}
     try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the style of the source
+            tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError, ValueError, RecursionError, MemoryError):
         return {}
     found: Tables = {}
@@ -62,7 +68,9 @@ def import_dss(path: str | os.PathLike[str], found: Tables, settings: Settings) 
     tables = found[set_name]
     wanted = f"step{settings.steps}" if settings.steps is not None else next(iter(tables))
     if (settings.steps is None and len(tables) > 1) or wanted not in tables:
-        raise ValueError(f"file {path} has tables {', '.join(tables)}; give steps, for example steps={wanted[4:]}")
+        raise ValueError(
+            f"file {path} has tables {', '.join(tables)[:300]}; give steps, for example steps={wanted[4:]}"
+        )
     try:
         sizes, coefficients = (float64(tables[wanted][name]) for name in ("timedeltas", "coeffs"))
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -92,7 +100,7 @@ def _choose_set(path: str | os.PathLike[str], found: Tables, settings: Settings)
         if model is not None and model is MODELS.get(SETS.get(name, "")):
             return name, model
     known = ", ".join(f"{SETS.get(name, '?')} ({name})" for name in found)
-    raise ValueError(f"file {path} has several sets of tables; give the model of one of them: {known}")
+    raise ValueError(f"file {path} has several sets of tables; give the model of one of them: {known[:300]}")
 
 
 def _is_table(value: Any) -> bool:
@@ -115,5 +123,5 @@ def _literals(node: ast.expr) -> dict[str, Any]:
         return {}
     try:
         return {name: ast.literal_eval(entries[name]) for name in ("timedeltas", "coeffs")}
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return {}

@@ -8,71 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from solverdistill.support.arrays import float64_tensors
+from solverdistill.support.facts import Facts
+from solverdistill.support.json_files import parse_json
 from solverdistill.support.pickles import PersistentObject, read_pickle, state_dict_of
 
 CLASSES = ("EPD_predictor", "AMED_predictor", "adasde_predictor", "DyWeight_predictor")
-LARGEST = 1e6  # of any setting: ranges, exponents, guidance
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Settings with checked types; a missing one takes the default, and without a default is refused.
-
-    Args:
-        file: What messages call the file.
-        values: Settings by name.
-    """
-
-    file: str
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        return self._get(name, (int,), "an integer", default)
-
-    def count(self, name: str, least: int, most: int = 1000) -> int:
-        """A whole number within bounds, which keep a damaged file from asking for the machine's whole memory."""
-        value = self.integer(name)
-        if not least <= value <= most:
-            raise ValueError(f"file {self.file} says {name} is {value}, which is not between {least} and {most}")
-        return value
-
-    @property
-    def place(self) -> str:
-        """Where the file comes from: what it says itself, or its own path."""
-        source = self.values.get("source")
-        return source if isinstance(source, str) and source else self.file
-
-    @property
-    def guidance(self) -> float | None:
-        """Guidance scale, where the solver was fitted with classifier-free guidance."""
-        return self.number("guidance_rate") if self.values.get("guidance_type") == "cfg" else None
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self._get(name, (int, float), "a number", default)
-        if not abs(value) < LARGEST:
-            raise ValueError(f"file {self.file} says {name} is {str(value)[:20]}, which is no sensible number")
-        return float(value)
-
-    def word(self, name: str, default: str | None = None) -> str:
-        return self._get(name, (str,), "a word", default)
-
-    def flag(self, name: str, default: bool | None = None) -> bool:
-        return self._get(name, (bool,), "true or false", default)
-
-    def _get(self, name: str, kinds: tuple[type, ...], what: str, default: Any) -> Any:
-        value = self.values.get(name)
-        value = default if value is None else value
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise ValueError(f"file {self.file} must say {name} as {what}, not {value!r}")
-        return value
 
 
 @dataclass(frozen=True)
@@ -97,7 +45,9 @@ class Predictor:
         """
         value = self.tensors.get(name)
         if value is None:
-            raise ValueError(f"file {self.facts.file} has no {name}; it holds {', '.join(self.tensors) or 'nothing'}")
+            raise ValueError(
+                f"file {self.facts.file} has no {name}; it holds {', '.join(self.tensors)[:200] or 'nothing'}"
+            )
         if tuple(value.shape) != shape:
             raise ValueError(f"file {self.facts.file} has {name} of shape {tuple(value.shape)}, expected {shape}")
         if not bool(torch.isfinite(value).all()):
@@ -107,12 +57,13 @@ class Predictor:
 
 def predictor_of_json(path: str | os.PathLike[str], document: Any) -> Predictor | None:
     """The predictor of a JSON table, or None where it is no such table."""
-    if not isinstance(document, dict) or document.get("class_name") not in CLASSES:
+    name = document.get("class_name") if isinstance(document, dict) else None
+    if not isinstance(name, str) or name not in CLASSES:
         return None
     arrays = {**_mapping(path, document, "buffers"), **_mapping(path, document, "parameters")}
     facts = {**_mapping(path, document, "loss"), **_mapping(path, document, "init_kwargs")}
-    facts["source"] = str(document.get("source", ""))
-    return Predictor(document["class_name"], Facts(str(path), facts), _arrays(path, arrays))
+    facts["source"] = document.get("source")
+    return Predictor(name, Facts(str(path), facts), _arrays(path, arrays))
 
 
 def predictor_of_pickle(path: str | os.PathLike[str]) -> Predictor | None:
@@ -131,20 +82,25 @@ def predictor_of_pickle(path: str | os.PathLike[str]) -> Predictor | None:
     beside = loss.state if isinstance(loss, PersistentObject) else {}
     attributes = {name: value for name, value in record.state.items() if not name.startswith("_")}
     facts = {**beside, **record.init_kwargs, **{k: v for k, v in attributes.items() if v is not None}}
-    tensors = {name: value.detach().double() for name, value in state_dict_of(record).items()}
-    return Predictor(record.class_name, Facts(str(path), facts), tensors)
+    return Predictor(record.class_name, Facts(str(path), facts), float64_tensors(path, state_dict_of(record)))
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """A JSON document, or None where the file is none."""
+    """A JSON document, or None where the file is none.
+
+    Raises:
+        ValueError: it holds a number that is too large, or nests too deeply.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return parse_json(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
         return None
+    except ValueError as error:
+        raise ValueError(f"file {path} is not JSON that can be used: {error}") from None
 
 
 def _mapping(path: str | os.PathLike[str], document: dict[str, Any], name: str) -> dict[str, Any]:
-    value = document.get(name) or {}
+    value = {} if document.get(name) is None else document[name]
     if not isinstance(value, dict):
         raise ValueError(f"file {path} must hold {name} as an object, not {type(value).__name__}")
     return value

@@ -13,7 +13,6 @@ Published lists of levels leave the final 0 out or carry it; lists of timesteps 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -25,6 +24,7 @@ from solverdistill import families
 from solverdistill.importers.imported import MAX_STEPS, Imported, Settings, Source, make_imported
 from solverdistill.importers.known_models import Model, find_model
 from solverdistill.noise.paths import make_path
+from solverdistill.support.json_files import parse_json
 
 SOURCE = Source("list of steps", "a list of steps", "AYS, OSS, GITS or another schedule")
 NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
@@ -95,8 +95,8 @@ def _of_indices(path: str | os.PathLike[str], numbers: list[float], nodes: int |
 
 def _json_list(text: str) -> list[float] | None:
     try:
-        document = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+        document = parse_json(text)
+    except ValueError:
         return None
     if isinstance(document, dict):
         lists = [document[name] for name in ("sigmas", "timesteps", "steps", "grid") if name in document]

@@ -41,6 +41,7 @@ from solverdistill.noise.grids_in_use import (
 )
 from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import EDM, Discrete, Flow, Path, make_path
+from solverdistill.support.type_checks import check_range
 
 LARGEST_START = 80.0  # sigma / alpha that lower starts are counted from, where a grid begins at (almost) pure noise
 PAST = 1.5  # a level on a path whose unit is a time that nothing but a mistake begins above
@@ -79,6 +80,8 @@ class Grid:
             raise ValueError(f"grid kind {self.kind!r} is unknown; known: {', '.join(KINDS)}")
         if self.steps < 1:
             raise ValueError(f"a grid needs at least 1 step, not {self.steps}")
+        for name in ("rho", "shift", "eps"):
+            check_range(f"{name} of a grid", getattr(self, name), above=0)
         if not self.start > self.end >= 0:
             raise ValueError(f"a grid goes down from start to end >= 0, not from {self.start} to {self.end}")
 

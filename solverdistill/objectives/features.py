@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from solverdistill.denoisers.base import Teacher
+from solverdistill.support.pickles import read_torch
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class _InceptionFeatures(nn.Module):
             what = f"{path.name} (104 MB)"
             raise FileNotFoundError(f"Inception features need {what}: download {url} and put it at {path}")
         network = inception_v3(weights=None, init_weights=False, aux_logits=True)
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(read_torch(path))
         setattr(network, "fc", nn.Identity())  # noqa: B010 (the features before the classes)
         self.network = network.eval().requires_grad_(False)
 

@@ -13,7 +13,7 @@ from solverdistill.families.learned.bespoke import Bespoke
 from solverdistill.programs.merging import side_by_side
 from solverdistill.programs.playing import sample
 from solverdistill.references.batch import Batch
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class RMSEBound:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.lipschitz < 0:
-            raise ValueError(f"lipschitz of the RMSE bound must not be negative, not {self.lipschitz}")
+        check_ranges(self, "objective.", "lipschitz", least=0)
 
     def __call__(self, family: Family, params: Params, denoiser: Any, batch: Batch) -> Tensor:
         """The loss of a batch: a scalar, differentiable in the params."""

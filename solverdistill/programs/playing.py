@@ -143,7 +143,7 @@ def _evaluate(denoiser: Denoise, states: list[Tensor], told: list[Any], cond: An
     if limit is None or batch * points <= limit:
         return list(denoiser(*tree).chunk(points))
     total = batch * points
-    calls = [_slice(tree, total, slice(start, start + limit)) for start in range(0, total, limit)]
+    calls = [slice_batch(tree, total, slice(start, start + limit)) for start in range(0, total, limit)]
     return list(torch.cat([denoiser(*call) for call in calls]).chunk(points))
 
 
@@ -153,7 +153,8 @@ def _full(x: Tensor, value: Any) -> Tensor:
     return x.new_full((x.shape[0],), value)
 
 
-def _slice(tree: Any, total: int, rows: slice) -> Any:
+def slice_batch(tree: Any, total: int, rows: slice) -> Any:
+    """Some samples of a pytree of tensors: rows of those whose first dimension is `total`, all others whole."""
     return pytree.tree_map(lambda leaf: leaf[rows] if _is_batched(leaf, total) else leaf, tree)
 
 

@@ -128,8 +128,8 @@ def _find_problem(program: SolverProgram) -> str | None:
     if inputs < 1 or rows <= nfe:
         return f"it needs at least one input and one readout row, not {inputs} and {rows - nfe}"
     for name in ("alpha", "sigma", "A", "B", "level"):
-        if not bool(torch.isfinite(getattr(program, name).detach()).all()):
-            return f"{name} has a number that is not finite"
+        if not bool(torch.isfinite(getattr(program, name).detach().float()).all()):
+            return f"{name} has a number that is not finite, or not in single precision"
     told = torch.stack([program.alpha, program.sigma]).detach()
     if bool((told < 0).any() | (told.sum(0) == 0).any()):
         return "a noise level told to the network is negative or (0, 0)"

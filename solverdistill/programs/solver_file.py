@@ -21,6 +21,8 @@ from torch import Tensor
 
 from solverdistill.programs.program import SolverProgram
 from solverdistill.support.files import write_atomically
+from solverdistill.support.json_files import parse_json
+from solverdistill.support.limits import shown
 from solverdistill.zoo import resolve
 
 FORMAT = "solverdistill/1"
@@ -45,6 +47,12 @@ class SolverFile:
     family: dict[str, Any] = field(default_factory=dict)
     params: dict[str, Tensor] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def teacher(self) -> Mapping[str, Any]:
+        """What the provenance says of the teacher, a name alone included; empty where it says nothing."""
+        said = self.provenance.get("teacher")
+        return said if isinstance(said, Mapping) else {"name": said} if isinstance(said, str) else {}
 
 
 def save_solver(
@@ -98,12 +106,12 @@ def read_solver(path: str | os.PathLike[str]) -> SolverFile:
     except (OSError, UnicodeDecodeError) as error:
         raise SolverFileError(f"solver file {path} cannot be read: {error}") from None
     try:
-        document = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        document = parse_json(text, _no_duplicates, _no_constant)
         return _parse(_Node(document, ""))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise SolverFileError(f"solver file {path} is truncated or not JSON at {where}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SolverFileError(f"solver file {path} is refused: {error}") from None
 
 
@@ -160,7 +168,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"key {key!r} appears twice")
+            raise ValueError(f"key {shown(key)} appears twice")
         result[key] = value
     return result
 
@@ -206,11 +214,13 @@ class _Node:
 def _parse(root: _Node) -> SolverFile:
     version = root["format"].expect(str, "a string")
     if version != FORMAT:
-        raise ValueError(f"field format is {version!r}; this version reads {FORMAT!r}")
+        raise ValueError(f"field format is {shown(version)}; this version reads {FORMAT!r}")
     program = _parse_program(root["program"])
     family = dict(root["family"].expect(dict, "an object"))
     params = {name: _parse_param(_Node(value, f"family.params.{name}")) for name, value in _params(root).items()}
     family.pop("params", None)
+    if "name" in family:
+        root["family"]["name"].expect(str, "a string")
     return SolverFile(program, family, params, dict(root["provenance"].expect(dict, "an object")))
 
 
@@ -221,7 +231,7 @@ def _params(root: _Node) -> dict[str, Any]:
 def _parse_param(node: _Node) -> Tensor:
     try:
         value = torch.tensor(node.value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"field {node.name} is not an array of numbers") from None
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"field {node.name} has a number that is not finite")

@@ -7,11 +7,12 @@ coefficients; given an `Eager` evaluator, `x` is a tensor and the network runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from solverdistill.noise.levels import Level, float64
 from solverdistill.programs.program import SolverProgram
@@ -84,6 +85,17 @@ class Register:
         if isinstance(divisor, Register) or (isinstance(divisor, Tensor) and divisor.ndim > 0):
             raise TypeError(f"a state was divided by a state or an image: {NOT_LINEAR}")
         return Register(self.row / divisor, self.support)
+
+    @staticmethod
+    def combination(registers: Sequence[Register], weights: Sequence[Any]) -> Register:
+        """Sum of registers times numbers, one each, in as many operations for many registers as for two.
+
+        Adds in the order of the registers, as a loop does, whatever the machine: a solver's file has every digit.
+        """
+        numbers = torch.stack([float64(weight) for _, weight in zip(registers, weights, strict=True)])
+        rows = pad_sequence([register.row for register in registers], batch_first=True)
+        total = (rows * numbers[:, None]).cumsum(0)[-1]
+        return Register(total, frozenset[int]().union(*(register.support for register in registers)))
 
     def __bool__(self) -> bool:
         raise TypeError(f"a branch depends on a traced state: {NOT_LINEAR}")

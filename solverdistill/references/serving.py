@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from solverdistill.families.base import Family
 from solverdistill.noise.grids import Grid
 from solverdistill.references.batch import Batch
 from solverdistill.references.choice import Choice
-from solverdistill.references.targets import Progress, Targets, TargetSettings, make_targets
+from solverdistill.references.targets import Progress, Source, Targets, TargetSettings, describe, make_targets
 
 SEED_STRIDE = 1_000_003  # between the orders of two seeds, a prime
 
@@ -119,6 +120,25 @@ class TargetData:
             other._splits = {}
         return other
 
+    @cached_property
+    def described(self) -> dict[str, Any] | None:
+        """What decides the denoiser's output, for the cache; it reads all weights, so it is found once."""
+        return None if self.settings.cache is None else describe(self.denoiser)
+
+    def look_for_room(self, *names: str) -> None:
+        """Refuse a cache without room for what it has not of some splits, before the first of them is made.
+
+        Raises:
+            ValueError: there is no room; the message says where, how much is needed and how much is left.
+        """
+        of = self.teacher, self.denoiser, self.device, self.rule, self.described
+        needed, cache = 0, None
+        for source in (Source(self.settings, name, *of) for name in names):
+            cache = source.cache()
+            needed += 0 if cache is None else source.missing_bytes(cache, self.settings.count(source.split))
+        if cache is not None:
+            cache.look_for_room(needed)
+
     def split(self, name: str) -> Targets:
         """Targets of a split, made at first use; those of "test" are end points only."""
         if name not in self._splits:
@@ -132,5 +152,6 @@ class TargetData:
                 self.progress,
                 self.rule,
                 self.dense,
+                self.described,
             )
         return self._splits[name]

@@ -22,21 +22,24 @@ import json
 import logging
 import os
 import re
+import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from solverdistill.support.files import STALE_AFTER, _age, claim, write_atomically
+from solverdistill.support.files import STALE_AFTER, _age, claim, expand, write_atomically
+from solverdistill.support.json_files import read_json_object
 
 FORMAT = "solverdistill-cache/1"
 
 
+UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 POLL = 0.2  # seconds between looks at shards that other processes are making
 
 
@@ -60,13 +63,15 @@ class ShardCache:
         self.facts: dict[str, Any] = {"format": FORMAT, "samples_per_shard": samples, **facts}
         self.samples = samples
         key = hashlib.sha256(json.dumps(self.facts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
-        self.folder = Path(root).expanduser() / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{key}"
+        self.folder = expand(root) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{key}"
 
     def path(self, shard: int) -> Path:
         """File of a shard."""
         return self.folder / f"shard-{shard:08d}.safetensors"
 
-    def fill(self, shards: Sequence[int], make: Maker, report: Callable[[int], None] | None = None) -> list[int]:
+    def fill(
+        self, shards: Sequence[int], make: Maker, report: Callable[[int], None] | None = None, each: int = 0
+    ) -> list[int]:
         """Make the shards that are missing or damaged; return when all are there.
 
         Several processes may fill a cache at once: each makes shards that no other is making, and waits at the end for
@@ -76,10 +81,11 @@ class ShardCache:
             shards: Numbers of the wanted shards.
             make: Makes the tensors of a shard, the same ones in every process.
             report: Called with the number of shards that are there.
+            each: Bytes of a shard, where they are known: room for all is looked for before the first one is made.
         Returns:
             The shards that were found intact.
         Raises:
-            ValueError: the folder cannot be written.
+            ValueError: the folder cannot be written, or there is no room in it.
         """
         report = report or (lambda done: None)
         self._open()
@@ -87,11 +93,12 @@ class ShardCache:
         for shard in shards:
             (found if self._intact(shard, entries) else waiting).append(shard)
             report(len(found))
+        self.look_for_room(each * len(waiting))
         done = len(found)
         while waiting:
             left = []
             for shard in waiting:
-                with claim(self.path(shard).with_suffix(".lock")) as claimed:
+                with self._claim(shard) as claimed:
                     if claimed and not self._intact(shard, self._entries(), complain=True):
                         self._write(shard, make(shard))
                 if claimed:
@@ -108,6 +115,15 @@ class ShardCache:
         """Shards that are not there; contents are not looked at, and nothing is written."""
         entries = self._entries()
         return [shard for shard in shards if f"{shard:08d}" not in entries or not self.path(shard).is_file()]
+
+    def look_for_room(self, size: int) -> None:
+        """Refuse a disk that has no room for so many bytes.
+
+        Raises:
+            ValueError: there is less.
+        """
+        if size > self._room():
+            raise self._full("no room for what is missing", size)
 
     def read(self, shard: int) -> dict[str, Tensor]:
         """Tensors of a shard, mapped into memory: only what is looked at is read."""
@@ -138,24 +154,46 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = error.strerror or error
-            raise ValueError(
-                f"the cache {self.folder} cannot be written ({reason}); set targets.cache to another folder or to null"
-            ) from None
+            raise self._refusal(str(reason)) from None
         for left_over in self.folder.glob(".shard-*"):  # of a killed process
             if _age(left_over) > STALE_AFTER:
                 with suppress(OSError):
                     left_over.unlink()
 
+    @contextmanager
+    def _claim(self, shard: int) -> Iterator[bool]:
+        """`claim` a shard."""
+        with ExitStack() as stack:
+            try:
+                claimed = stack.enter_context(claim(self.path(shard).with_suffix(".lock")))
+            except OSError as error:
+                raise self._refusal(_reason(error)) from None
+            yield claimed
+
+    def _room(self) -> int:
+        """Bytes that this user may still write."""
+        return shutil.disk_usage(next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())).free
+
+    def _full(self, reason: str, needed: int) -> ValueError:
+        return self._refusal(f"{reason}: {size_of(needed)} needed, {size_of(self._room())} left")
+
+    def _refusal(self, reason: str) -> ValueError:
+        return ValueError(
+            f"the cache {self.folder} cannot be written ({reason}); set targets.cache to another folder or to null"
+        )
+
     def _manifest(self) -> dict[str, Any]:
         try:
-            manifest = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
-            if isinstance(manifest["shards"], dict):
-                return manifest
+            shards = read_json_object(self.folder / "manifest.json").get("shards")
         except FileNotFoundError:
-            pass
-        except (ValueError, KeyError, TypeError):
+            return {**self.facts, "shards": {}}
+        except ValueError:
+            shards = None
+        known = shards if isinstance(shards, dict) else {}
+        known = {shard: entry for shard, entry in known.items() if _is_entry(entry)}
+        if known != shards:
             log.warning("%s is damaged; its shards are made again", self.folder / "manifest.json")
-        return {**self.facts, "shards": {}}
+        return {**self.facts, "shards": known}
 
     def _entries(self) -> dict[str, dict[str, Any]]:
         return self._manifest()["shards"]
@@ -171,6 +209,14 @@ class ShardCache:
         return False
 
     def _write(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
+        from safetensors import SafetensorError
+
+        try:
+            self._store(shard, tensors)
+        except (OSError, SafetensorError) as error:
+            raise self._full(_reason(error), sum(tensor.nbytes for tensor in tensors.values())) from None
+
+    def _store(self, shard: int, tensors: Mapping[str, Tensor]) -> None:
         from safetensors.torch import save_file
 
         path = self.path(shard)
@@ -189,6 +235,24 @@ class ShardCache:
                     write_atomically(self.folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
                     return
             time.sleep(0.01)
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this is what a manifest says of a shard."""
+    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int
+
+
+def size_of(number: int) -> str:
+    """Bytes as people write them."""
+    unit = next((unit for unit in ("GB", "MB") if number >= UNITS[unit]), "kB")
+    return f"{number / UNITS[unit]:.3g} {unit}"
+
+
+def _reason(error: Exception) -> str:
+    """What the system says, which safetensors wraps: "Error while serializing: I/O error: <it> (os error 28)"."""
+    if isinstance(error, OSError):
+        return str(error.strerror or error)
+    return re.sub(r" \(os error \d+\)", "", str(error)).rsplit(": ", 1)[-1]
 
 
 def _sha256(path: Path) -> str:

@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from solverdistill import families
-from solverdistill.denoisers.base import Teacher
+from solverdistill.denoisers.base import Teacher, per_sample
 from solverdistill.families.base import Family
 from solverdistill.noise.grids import Grid, grid_values, nested_grid
 from solverdistill.noise.levels import Level, float64
 from solverdistill.noise.paths import Path
 from solverdistill.programs.tracing import Eager
 from solverdistill.references.trajectory import Trajectory
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 TOLERANCE = 1e-6  # of the adaptive reference
-
-
+MOST_STEPS = 1000  # of a fine grid, ten times what a reference needs
 MAX_STEPS = 200  # of the adaptive reference, within a step of the fine grid
 
 
@@ -57,12 +56,15 @@ class Reference:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        Grid(self.grid, self.steps, rho=self.rho)
+        check_ranges(self, "targets.reference.", "steps", most=MOST_STEPS)
+        check_ranges(self, "targets.reference.", "nested", least=0, most=MOST_STEPS)
+        check_ranges(self, "targets.reference.", "inner", least=2, most=MOST_STEPS)
+        check_ranges(self, "targets.reference.", "rtol", "atol", above=0)
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if value is not None and self.solver != "dopri5":
                 raise ValueError(f"{name}={value} of the reference belongs to dopri5; {self.solver} takes fixed steps")
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} of the reference must be above 0, not {value}")
 
     def levels(self, path: Path, noise_range: tuple[float, float], rule: Grid | None = None) -> tuple[float, ...]:
         """The fine grid in the path's own unit; `rule` is the student's grid, for a nested reference."""
@@ -169,7 +171,9 @@ def solve_adaptive(
 
     The error that controls the step is that of the worst sample of the batch, so every sample meets the tolerance; but
     the steps, and with them the last digits of a sample, depend on its companions. Targets are therefore solved in
-    fixed chunks. Where the grid ends at u = 0, the last thousandth of its last step is one Euler step.
+    fixed chunks. A sample for which the network gives something that is not finite stands still from there on, so that
+    the others go on, and is not finite in the result. Where the grid ends at u = 0, the last thousandth of its last
+    step is one Euler step.
     Reference: Dormand, Prince, "A family of embedded Runge-Kutta formulae", 1980; torchdiffeq.
 
     Raises:
@@ -181,8 +185,12 @@ def solve_adaptive(
     last = clock[-2] * 1e-3 if bool(clock[-1] == 0) else clock[-1]
     times = torch.cat([clock[:-1], last[None]]).to(noise.device, _dtype(noise))
 
+    broken = torch.zeros(len(noise), device=noise.device, dtype=times.dtype)  # clock at which a sample first was
+
     def slope(u: Tensor, y: Tensor) -> Tensor:
-        return (y - evaluate(y, path.straight(u))) / u
+        found = (y - evaluate(y, path.straight(u))) / u
+        broken.copy_(torch.where(torch.isfinite(found).flatten(1).all(1), broken, torch.maximum(broken, u)))
+        return torch.where(per_sample(broken > 0, found), 0.0, found)
 
     def worst(y: Tensor) -> Tensor:
         return y.view(noise.shape).flatten(1).pow(2).mean(1).sqrt().max()
@@ -198,4 +206,6 @@ def solve_adaptive(
     states = [*solved.unbind()]
     slopes = [slope(u, state) for u, state in zip(times, states, strict=True)]
     states[-1] = states[-1] + slopes[-1] * (clock[-1] - last)
-    return Trajectory(path, clock, torch.stack(states), torch.stack(slopes))
+    standing = torch.stack([per_sample(broken >= u, noise) for u in times])
+    whole = (torch.where(standing, torch.nan, torch.stack(parts)) for parts in (states, slopes))
+    return Trajectory(path, clock, *whole)

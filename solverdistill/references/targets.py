@@ -20,18 +20,20 @@ from torch.utils import _pytree as pytree
 
 from solverdistill.denoisers.base import Teacher
 from solverdistill.denoisers.guidance import RuleGuided
-from solverdistill.denoisers.wrappers import Checkpointed, Counted, Guided, Thresholded
+from solverdistill.denoisers.wrappers import Checkpointed, Counted, Guided, InParts, Thresholded
 from solverdistill.families.base import Family
 from solverdistill.noise.grids import Grid
 from solverdistill.noise.levels import float64
+from solverdistill.references.bad_samples import SKIP, STOP, BadSamples
 from solverdistill.references.batch import Batch
 from solverdistill.references.seeding import SPLITS, seeded_noise
 from solverdistill.references.shard_cache import ShardCache
 from solverdistill.references.solving import Reference
 from solverdistill.references.trajectory import Trajectory
-from solverdistill.support.files import default_root
+from solverdistill.support.files import default_root, expand
+from solverdistill.support.memory import lower
 from solverdistill.support.processes import count
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import LARGEST_SEED, check_fields, check_ranges
 
 CHUNK = 64  # samples; a batched network is not bit-identical to a single one, so targets are made in aligned chunks
 Progress = Callable[[str, int, int], None]
@@ -50,6 +52,8 @@ class TargetSettings:
         seed: Seed of noise and conditions.
         cache: Folder that trajectories are kept in; "default" is `cache.default_root()`, None keeps them in memory.
         chunk: Samples that the reference solves as one batch, aligned to their global index; part of the cache's key.
+        on_bad_sample: What happens where the teacher gives a sample that is not finite: "stop" names it and ends,
+            "skip" leaves up to a hundredth of a split out.
         measure: What of the reference is open, "grid", "steps" or both, and chosen by measuring before targets are made
             (`choosing.choose_reference`); its value in `reference` holds where a run is too small to measure.
     """
@@ -61,13 +65,19 @@ class TargetSettings:
     seed: int = 0
     cache: str | None = None
     chunk: int = CHUNK
+    on_bad_sample: str = STOP
     measure: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("train_samples", "validation_samples", "test_samples", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"targets.{name} must be at least 1, not {getattr(self, name)}")
+        counts = [f"{split}_samples" for split in ("train", "validation", "test")]
+        check_ranges(self, "targets.", *counts, least=1, most=SPLITS["validation"])
+        check_ranges(self, "targets.", "chunk", least=1)
+        if self.cache is not None:
+            expand(self.root)
+        check_ranges(self, "targets.", "seed", least=0, most=LARGEST_SEED)
+        if self.on_bad_sample not in (STOP, SKIP):
+            raise ValueError(f"targets.on_bad_sample must be {STOP} or {SKIP}, not {self.on_bad_sample!r}")
 
     @property
     def root(self) -> Path:
@@ -109,7 +119,8 @@ def describe(denoiser: Any) -> dict[str, Any]:
     """
     if isinstance(denoiser, Teacher):
         return {"teacher": denoiser.name, "fingerprint": denoiser.fingerprint()}
-    if isinstance(denoiser, (Counted, Checkpointed)) or (isinstance(denoiser, Guided) and denoiser.scale == 1):
+    same = isinstance(denoiser, (Counted, Checkpointed, InParts))
+    if same or (isinstance(denoiser, Guided) and denoiser.scale == 1):
         return describe(denoiser.denoiser)
     if isinstance(denoiser, Guided):
         return {"guidance": denoiser.scale, "of": describe(denoiser.denoiser)}
@@ -151,7 +162,7 @@ class Source:
         start = SPLITS[self.split] + chunk * size
         noise, cond = seeded_noise(range(start, start + size), self.teacher, self.settings.seed)
         moved = None if cond is None else pytree.tree_map(lambda leaf: leaf.to(self.device), cond)
-        with torch.no_grad():
+        with torch.no_grad(), lower("solving references", f"lower targets.chunk ({size})"):
             solved = self.settings.reference.solve(self.teacher, self.denoiser, noise.to(self.device), moved, self.rule)
         leaves = {f"cond.{i}": leaf for i, leaf in enumerate(pytree.tree_leaves(cond)) if cond is not None}
         states, slopes = (x.float().cpu().transpose(0, 1).contiguous() for x in (solved.states, solved.slopes))
@@ -163,11 +174,28 @@ class Source:
         chunks = range(-(-samples // size))
         return size * (count() * len(chunks) if cache is None else len(cache.missing(chunks)))
 
+    def bad_samples(self, samples: int, policy: str | None) -> BadSamples:
+        """Looks for samples that are not finite among the first of the split; see there for the policy."""
+        return BadSamples(policy, self.split, samples, self.settings.chunk, self.teacher.path, self.clock)
+
     def trajectory(self, rows: dict[str, Tensor]) -> Trajectory:
         """The trajectories of some rows."""
+        states, slopes = (rows[name].transpose(0, 1) for name in ("states", "slopes"))
+        return Trajectory(self.teacher.path, self.clock, states, slopes)
+
+    @property
+    def clock(self) -> Tensor:
+        """Clock of the fine grid. Shape: (points,)."""
         path = self.teacher.path
-        clock = path.clock(float64(self.settings.reference.levels(path, self.teacher.noise_range, self.rule)))
-        return Trajectory(path, clock, rows["states"].transpose(0, 1), rows["slopes"].transpose(0, 1))
+        return path.clock(float64(self.settings.reference.levels(path, self.teacher.noise_range, self.rule)))
+
+    def missing_bytes(self, cache: ShardCache, samples: int) -> int:
+        """What is missing of so many samples takes on disk."""
+        return len(cache.missing(range(-(-samples // self.settings.chunk)))) * self.chunk_bytes()
+
+    def chunk_bytes(self) -> int:
+        """Size of a chunk of trajectories on disk, but for conditions."""
+        return 4 * self.settings.chunk * (1 + 2 * len(self.clock)) * torch.Size(self.teacher.shape).numel()
 
     def cond(self, rows: dict[str, Tensor]) -> Any:
         """The conditions of some rows, in the structure in which the teacher draws them."""
@@ -206,11 +234,13 @@ def make_targets(
     progress: Progress | None = None,
     rule: Grid | None = None,
     dense: bool = False,
+    described: dict[str, Any] | None = None,
 ) -> Targets:
     """Read the reference trajectories of a split from the cache, solving those that it has not, for a student.
 
     With several processes each solves chunks that no other is solving and finds the rest in the cache; without a cache
-    each solves all. The last chunk is solved whole, so a sample does not depend on how many are wanted.
+    each solves all. The last chunk is solved whole, so a sample does not depend on how many are wanted. Samples that
+    are not finite are stopped at or left out; see `bad_samples`.
 
     Args:
         settings: Counts, seed, reference solver and cache.
@@ -222,10 +252,15 @@ def make_targets(
         progress: Called with (split, done, total) after every chunk.
         rule: The student's grid rule, which a nested reference refines.
         dense: Give whole trajectories, as a student that learns its noise levels always gets them.
+        described: What `describe` says of the denoiser, where it is known.
     Returns:
         Targets in float32 on the host; whole trajectories stay on disk until a batch asks for them.
+    Raises:
+        ValueError: a sample is not finite, or there is no room for the cache.
+        OutOfMemory: there is no memory for a chunk.
     """
-    source, total = Source(settings, split, teacher, denoiser, device, rule), settings.count(split)
+    source = Source(settings, split, teacher, denoiser, device, rule, described)
+    total = settings.count(split)
     dense = family is not None and (dense or family.learns_levels)
     levels = [] if family is None or dense else family.prepared_levels(family.init(0))[1:]
     size = settings.chunk
@@ -235,15 +270,25 @@ def make_targets(
         if progress is not None:
             progress(split, min(done * size, total), total)
 
+    bad = source.bad_samples(total, settings.on_bad_sample)
+
+    def make(chunk: int) -> dict[str, Tensor]:
+        rows = source.solve(chunk)
+        bad.keep(chunk, rows)  # before it is kept, and before the next one is made
+        return rows
+
     if cache is not None:
-        found = cache.fill(chunks, source.solve, report)
+        found = cache.fill(chunks, make, report, source.chunk_bytes())
         hits = sum(min(size, total - chunk * size) for chunk in found)
         if hits:
             log.info("%d of %d reference trajectories (%s) from the cache %s", hits, total, split, cache.folder)
-    parts: list[Batch] = []
+    parts, kept = list[Batch](), list[Tensor]()
     for chunk in chunks:
         rows = source.solve(chunk) if cache is None else cache.read(chunk)
-        rows = {name: value[: total - chunk * size] for name, value in rows.items()}
+        good = bad.keep(chunk, rows)  # of the cache too: it holds what another run left out
+        whole = len(good) == min(size, total - chunk * size)
+        rows = {name: value[: len(good)] if whole else value[good] for name, value in rows.items()}
+        kept.append(chunk * size + good)
         trajectory = source.trajectory(rows)
         end = trajectory.end()
         states = trajectory.at(levels) if levels else end.expand(0 if dense else 1, *end.shape)
@@ -251,14 +296,15 @@ def make_targets(
         parts.append(Batch(rows["noise"], states, end, source.cond(rows), whole))
         if cache is None:
             report(chunk + 1)
-    batch = _joined(parts)
+    bad.tell()
+    batch, positions = _joined(parts), torch.cat(kept)
     if not dense:
         return Targets(batch)
     if cache is None:
         reference = batch.reference
         assert reference is not None
         return Targets(batch._replace(reference=None), reference.take)
-    return Targets(batch, lambda index: source.trajectory(cache.take(index, ("states", "slopes"))))
+    return Targets(batch, lambda index: source.trajectory(cache.take(positions[index], ("states", "slopes"))))
 
 
 def _joined(parts: list[Batch]) -> Batch:

@@ -27,6 +27,19 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> Path:
     return target
 
 
+def check_writable(setting: str, folder: Path) -> None:
+    """Make a folder and refuse one that nothing can be written to.
+
+    Raises:
+        OSError: it is one; the message names the setting that gives it, and the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"{setting}={folder} cannot be written to: {error.strerror or error}") from None
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -36,12 +49,28 @@ def _umask() -> int:
 STALE_AFTER = 1800.0  # seconds after which a lock of another machine, or a temporary file, is taken for abandoned
 
 
+def expand(path: str | os.PathLike[str]) -> Path:
+    """A path as a user writes it, its ``~`` or ``~name`` replaced by that user's home folder.
+
+    Raises:
+        ValueError: there is no such user, or it has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise ValueError(
+            f"{path} cannot be found: {user} is the home folder of nobody here; write the whole path, or set HOME "
+            "(SOLVERDISTILL_HOME for caches)"
+        ) from None
+
+
 def default_root() -> Path:
     """``$SOLVERDISTILL_HOME/targets``, or ``solverdistill/targets`` in the user's cache directory."""
     home = os.environ.get("SOLVERDISTILL_HOME")
     if home:
-        return Path(home).expanduser() / "targets"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "solverdistill" / "targets"
+        return expand(home) / "targets"
+    return expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "solverdistill" / "targets"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ that are made anew for it.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from solverdistill.support.limits import Allowance, shown
+from solverdistill.support.pickle_reader import Refused
+from solverdistill.support.torch_files import LEGACY, scan_legacy
+
 # Modules whose names become references: the samplers of EPD, AMED, AdaSDE and DyWeight.
 INERT = ("solvers", "solver_utils", "solvers_amed")
 NUMERIC = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split())
-
-
-class Refused(Exception):
-    """Something that is not on the list."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,13 @@ class PersistentObject:
     class_name: str
     state: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return f"PersistentObject({self.class_name})"
+
     @property
     def init_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments that it was made with."""
-        return dict(self.state.get("_init_kwargs", {}))
+        """Keyword arguments that it was made with; ValueError if the file holds none."""
+        return members(self, "_init_kwargs")
 
     def part(self, kind: str) -> dict[str, Any]:
         """Its "parameters", "buffers" or "modules" by name, of this level only."""
@@ -90,10 +94,12 @@ def state_of(module: Any, prefix: str) -> dict[str, Any]:
 
 def members(module: Any, kind: str) -> dict[str, Any]:
     """Members of one kind ("_parameters", "_buffers", "_modules") of a module's record, by name."""
-    members = state_of(module, kind).get(kind) or {}
-    if not isinstance(members, dict) or not all(isinstance(name, str) for name in members):
+    found = state_of(module, kind).get(kind)
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise ValueError(f"pickled network has {kind} that are no dict")
-    return members
+    return dict(found)
 
 
 class _Dict(dict[Any, Any]):
@@ -125,10 +131,10 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
-        kind, size = _numeric(dtype), int(np.prod(shape, dtype=object))
-        if not isinstance(data, bytes) or len(data) != size * kind.itemsize:
+        kind = _numeric(dtype)
+        if not isinstance(data, bytes) or len(data) != math.prod(_sizes(shape)) * kind.itemsize:
             raise Refused("a numpy array whose data do not fill its shape")
-        checked: Any = (1, tuple(shape), kind, bool(fortran), data)
+        checked: Any = (1, shape, kind, fortran is True, data)
         super().__setstate__(checked)
 
 
@@ -140,14 +146,17 @@ def _persistent(meta: Any) -> PersistentObject:
 
 
 def _storage(data: Any) -> Any:
+    if not isinstance(data, bytes) or not data.startswith(LEGACY):
+        raise Refused("a storage of unknown form")
+    scan_legacy(io.BytesIO(data), Allowance("a storage", len(data)))
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
-def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     raw = getattr(storage, "_untyped_storage", None)
     if not isinstance(raw, torch.UntypedStorage):
         raise Refused("a tensor without storage")
-    if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
+    if len(_sizes(size)) != len(_sizes(stride)) or _sizes((offset,))[0] < 0:
         raise Refused("a tensor of impossible shape")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     empty = torch.empty(0, dtype=storage.dtype)
@@ -156,30 +165,47 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     return empty.set_(raw, offset, size, stride)
 
 
+def _sizes(values: Any) -> tuple[int, ...]:
+    """The sizes, strides or offset of an array, which are whole numbers from 0 on."""
+    if not isinstance(values, tuple) or not all(type(value) is int and value >= 0 for value in values):
+        raise Refused("a tensor of impossible shape")
+    return values
+
+
 def _numeric(record: Any) -> np.dtype[Any]:
     code = record.args[0] if isinstance(record, Record) and record.args else None
-    if code not in NUMERIC:
-        raise Refused(f"numpy.dtype({code!r})")
+    if not isinstance(code, str) or code not in NUMERIC:
+        raise Refused(f"numpy.dtype({shown(code)})")
     order = record.state[1] if isinstance(record.state, tuple) and len(record.state) > 1 else "<"
-    return np.dtype(code).newbyteorder(order if order in ("<", ">") else "<")
+    return np.dtype(code).newbyteorder(">" if isinstance(order, str) and order == ">" else "<")
 
 
 def _scalar(dtype: Any, data: bytes) -> Any:
     return np.frombuffer(data, _numeric(dtype), 1)[0].item()
 
 
-def _bytes(text: str, encoding: str = "latin1") -> bytes:
-    return str(text).encode("latin1" if encoding == "latin1" else "utf-8")
+def _parameter(data: Any, *_: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise Refused("a parameter that is no tensor")
+    return data
+
+
+def _bytes(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or not isinstance(encoding, str):
+        raise Refused("bytes of unknown form")
+    return text.encode("latin1" if encoding == "latin1" else "utf-8")
 
 
 def _device(*args: Any) -> str:
-    return ":".join(str(value) for value in args)
+    if not all(isinstance(value, (str, int)) for value in args):
+        raise Refused("a device of unknown form")
+    return ":".join(shown(value).strip("'") for value in args)
 
 
 FUNCTIONS: dict[str, Any] = {
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter": _parameter,
     "torch.storage._load_from_bytes": _storage,
     "torch.device": _device,
     "torch.Size": lambda values=(): tuple(values),
@@ -199,6 +225,7 @@ TYPES: dict[str, type] = {
 }
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 RECORDS = ("numpy.dtype", "numpy.ndarray")
+STATEFUL = (Record, _Dict, _Array)  # what takes a state from a file
 
 
 def lookup(module: str, name: str, records: dict[str, type[Record]]) -> Any:

@@ -23,25 +23,24 @@ released with it).
 from __future__ import annotations
 
 import os
-import pickle
-import pickletools
-import zipfile
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from torch import Tensor
 
+from solverdistill.support.limits import MAX_DEPTH, Allowance, Oversized, first_sentence
+from solverdistill.support.pickle_reader import Reader, Refused, scan
 from solverdistill.support.pickle_rules import (
     INERT,
+    STATEFUL,
     PersistentObject,
     Record,
     Reference,
-    Refused,
     lookup,
     members,
     state_of,
 )
+from solverdistill.support.torch_files import file_kind, mapped, read_torch
 
 __all__ = [
     "INERT",
@@ -54,52 +53,7 @@ __all__ = [
     "read_torch",
     "state_dict_of",
 ]
-MAX_DEPTH = 64
 MAX_MODULES = 100_000
-
-
-def file_kind(path: str | os.PathLike[str]) -> str:
-    """Tell by its content what a file is.
-
-    Returns:
-        "torch" (zip archive), "torch-legacy", "safetensors" or "pickle".
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is none of these.
-    """
-    source = Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"file {source} does not exist")
-    with source.open("rb") as stream:
-        head = stream.read(64)
-    if head.startswith(b"PK"):
-        return "torch"
-    # torch's format before 1.6 is a row of pickles, of which the first is this number.
-    if head.startswith(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."):
-        return "torch-legacy"
-    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
-        return "safetensors"
-    if head[:1] == b"\x80":
-        return "pickle"
-    raise ValueError(f"file {source} is neither a pickle, a torch file nor a safetensors file")
-
-
-def read_torch(path: str | os.PathLike[str]) -> Any:
-    """Read a file of `torch.save` with `weights_only=True`, on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated, no torch file, or holds more than tensors and plain containers.
-    """
-    kind = file_kind(path)
-    if kind not in ("torch", "torch-legacy"):
-        raise ValueError(f"file {path} is a {kind} file and not one of torch.save")
-    if kind == "torch" and not zipfile.is_zipfile(path):
-        raise ValueError(f"file {path} is truncated: its archive has no end; get it again")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"file {path} cannot be read as plain tensors: {_first_sentence(error)}") from None
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
@@ -107,27 +61,33 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, no raw pickle, or names something that is not on the list.
+        ValueError: it is truncated, no raw pickle, names something that is not on the list, or would expand to more
+            than its size allows.
     """
     kind = file_kind(path)
     if kind != "pickle":
         raise ValueError(f"file {path} is a {kind} file and not a raw pickle")
-    with Path(path).open("rb") as stream:
+    with mapped(Path(path)) as stream:
         return read_pickle_stream(stream, f"file {path}")
 
 
 def read_pickle_stream(stream: IO[bytes], what: str = "the pickle") -> Any:
     """Read one pickle from an open, seekable binary stream; `what` names it in messages."""
+    start, size = stream.tell(), stream.seek(0, os.SEEK_END) or stream.tell()
+    stream.seek(start)
+    allowance, records = Allowance(what, size - start), {}
     try:
-        _scan(stream)
-        return _Reader(stream).load()
+        scan(stream, allowance)
+        return Reader(stream, allowance, lambda module, name: lookup(module, name, records), STATEFUL).load()
+    except Oversized:
+        raise
     except Refused as refused:
         raise ValueError(f"{what} names {refused}, which is not on the list of what may be read") from None
     except EOFError:
         raise ValueError(f"{what} is truncated; get it again") from None
     except Exception as error:  # a damaged pickle can raise anything
         cut = any(word in str(error) for word in ("truncated", "exhausted", "not enough data", "remain"))
-        reason = "is truncated; get it again" if cut else f"cannot be read: {_first_sentence(error)}"
+        reason = "is truncated; get it again" if cut else f"cannot be read: {first_sentence(error)}"
         raise ValueError(f"{what} {reason}") from None
 
 
@@ -145,7 +105,8 @@ def state_dict_of(record: Any) -> dict[str, Tensor]:
         seen += 1
         if depth > MAX_DEPTH or seen > MAX_MODULES:
             raise ValueError(f"pickled network nests deeper than {MAX_DEPTH} levels or has over {MAX_MODULES} modules")
-        skipped = state_of(module, prefix).get("_non_persistent_buffers_set") or ()
+        skipped = state_of(module, prefix).get("_non_persistent_buffers_set")
+        skipped = skipped if isinstance(skipped, (set, frozenset)) else ()
         tensors = {**members(module, "_parameters"), **members(module, "_buffers")}
         for name, value in tensors.items():
             if value is None or name in skipped:
@@ -156,33 +117,3 @@ def state_dict_of(record: Any) -> dict[str, Tensor]:
         children = [(name, child) for name, child in members(module, "_modules").items() if child is not None]
         pending.extend((f"{prefix}{name}.", child, depth + 1) for name, child in reversed(children))
     return found
-
-
-def _scan(stream: IO[bytes]) -> None:
-    """Refuse instructions that go around the list, or that would fill the memory with an empty table."""
-    start = stream.tell()
-    for count, (instruction, argument, _) in enumerate(pickletools.genops(stream)):
-        if instruction.name in ("EXT1", "EXT2", "EXT4"):
-            raise Refused("a registered extension")
-        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > count:
-            raise Refused("a memory cell out of order")
-    stream.seek(start)
-
-
-class _Reader(pickle.Unpickler):
-    """Unpickler that answers names from the list and loads nothing else."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        super().__init__(stream, fix_imports=False)
-        self._records: dict[str, type[Record]] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        return lookup(module, name, self._records)
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise Refused("a persistent id")
-
-
-def _first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0][:160].rstrip(".")

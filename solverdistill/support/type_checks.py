@@ -1,14 +1,17 @@
-"""Type checks for values that come from configuration files and command lines."""
+"""Checks of type and range for values that come from configuration files and command lines."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+LARGEST_SEED = (1 << 32) - 1  # torch's CPU generator uses no more bits
+
 SIMPLE: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "an integer"),
-    "float": ((int, float), "a number"),
+    "float": ((int, float), "a finite number"),
     "bool": ((bool,), "true or false"),
     "str": ((str,), "a word"),
 }
@@ -17,8 +20,10 @@ SIMPLE: dict[str, tuple[tuple[type, ...], str]] = {
 def check_types(owner: str, cls: type, values: Mapping[str, Any]) -> None:
     """Check values against the annotations of a dataclass, as far as these are plain (int, float, bool, str).
 
+    A number has to be finite: no setting of ours means anything at infinity.
+
     Raises:
-        TypeError: a value has another type; the message names owner, field and value.
+        TypeError: a value has another type or is not finite; the message names owner, field and value.
     """
     for f in fields(cls):
         annotation = str(f.type).replace(" ", "")
@@ -39,6 +44,44 @@ def check_fields(instance: Any) -> None:
     check_types(cls.__name__, cls, {f.name: getattr(instance, f.name) for f in fields(cls)})
 
 
+def check_range(
+    name: str,
+    value: float | None,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> None:
+    """Check a number against its bounds; None, which stands for a setting that is left open, passes.
+
+    Raises:
+        ValueError: it is outside; the message names the setting, the bound and the value.
+    """
+    if value is None:
+        return
+    bounds = (
+        (least, "at least", lambda bound: value >= bound),
+        (most, "at most", lambda bound: value <= bound),
+        (above, "above", lambda bound: value > bound),
+        (below, "below", lambda bound: value < bound),
+    )
+    for bound, what, holds in bounds:
+        if bound is not None and not holds(bound):
+            raise ValueError(f"{name} must be {what} {bound:,}, not {value}")
+
+
+def check_ranges(settings: Any, where: str, *names: str, **bounds: float) -> None:
+    """`check_range` on attributes of settings, called `where` and their names."""
+    for name in names:
+        check_range(f"{where}{name}", getattr(settings, name), **bounds)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a configuration is a finite number."""
+    return _fits(value, "float")
+
+
 def _fits(value: Any, name: str) -> bool:
-    kinds = SIMPLE[name][0]
-    return isinstance(value, kinds) and (name == "bool" or not isinstance(value, bool))
+    if isinstance(value, bool) and name != "bool":
+        return False
+    return isinstance(value, SIMPLE[name][0]) and (not isinstance(value, float) or math.isfinite(value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from solverdistill.denoisers.base import Teacher, per_sample
 from solverdistill.networks.preconditioning import Preconditioned
 from solverdistill.networks.song_unet import SongUNet
 from solverdistill.noise.paths import EDM
+from solverdistill.support.json_files import parse_json
+from solverdistill.teachers.declared import check_declared
 
 
 class EDMTeacher(Teacher):
@@ -55,17 +56,18 @@ def load_song_unet(path: str | os.PathLike[str]) -> Preconditioned:
         FileNotFoundError: the file is not there.
         ValueError: the file's tensors do not belong to the network its metadata describes.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"network weights {path} do not exist")
     try:
         with safe_open(path, framework="pt") as stream:
-            config = json.loads((stream.metadata() or {}).get("config", "null"))
+            config = parse_json((stream.metadata() or {}).get("config", "null"))
             weights = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (not a dict)
+        check_declared(Path(path), config["network"], lambda: SongUNet(**config["network"]))
         net = Preconditioned(SongUNet(**config["network"]), **config["preconditioning"])
         net.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, TypeError, KeyError, json.JSONDecodeError) as error:
+    except Exception as error:  # a damaged file, or a configuration of anything, can raise anything
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"network weights {path} cannot be used: {reason}") from None
     return net

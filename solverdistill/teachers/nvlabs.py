@@ -23,6 +23,9 @@ from torch import Tensor
 from solverdistill.networks.dhariwal_unet import DhariwalUNet
 from solverdistill.networks.preconditioning import Preconditioned
 from solverdistill.networks.song_unet import SongUNet
+from solverdistill.support.arrays import check_size, plain_problem, read_safetensors
+from solverdistill.support.files import expand
+from solverdistill.support.limits import Allowance, shown
 from solverdistill.support.pickles import PersistentObject, file_kind, read_pickle, read_torch, state_dict_of
 from solverdistill.teachers.checkpoints.cards import Card, card
 from solverdistill.teachers.checkpoints.download import fetch
@@ -72,7 +75,7 @@ def edm_checkpoint(
         log.warning("%s has RANDOM WEIGHTS (model.weights=random): it measures speed, and its samples are noise", name)
         net, name = random_network(facts, seed), f"{name}-random"
     else:
-        path = fetch(facts) if weights is None else Path(weights).expanduser()
+        path = fetch(facts) if weights is None else expand(weights)
         net = load_network(facts, path)
     arguments, kind = facts.config["arguments"], facts.config["preconditioning"]
     limits = facts.config.get("noise_range") or (net.sigma_max, net.sigma_min)
@@ -113,7 +116,7 @@ def load_network(facts: Card, path: Path) -> Preconditioned:
     """
     tensors = read_weights(facts, path)
     arguments = dict(facts.config["arguments"])
-    arguments["augment_dim"] = tensors[AUGMENT].shape[-1] if AUGMENT in tensors else 0
+    arguments["augment_dim"] = tensors[AUGMENT].shape[-1] if AUGMENT in tensors and tensors[AUGMENT].ndim else 0
     with torch.device("meta"):
         net = build(facts, arguments)
     check_state(facts, path, {key: tuple(value.shape) for key, value in net.state_dict().items()}, tensors)
@@ -135,11 +138,14 @@ def read_weights(facts: Card, path: Path) -> dict[str, Tensor]:
         check_record(facts, path, network)
         return state_dict_of(network)
     if kind == "safetensors":
-        content = _read_safetensors(path)
+        content = read_safetensors(path)
     else:
         content = read_torch(path)
         content = content.get("ema", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    names_tensors = isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    )
+    if not names_tensors:
         raise ValueError(f"file {path} is no state dict: it holds more than tensors by name")
     return dict(content)
 
@@ -161,9 +167,10 @@ def check_record(facts: Card, path: Path, record: PersistentObject) -> None:
     with torch.device("meta"):
         net = build(facts, config["arguments"])
     for theirs, ours in CONSTANTS.items():
-        if record.state.get(theirs, getattr(net, ours)) != getattr(net, ours):
+        said = record.state.get(theirs, getattr(net, ours))
+        if not isinstance(said, (int, float)) or said != getattr(net, ours):
             raise ValueError(
-                f"file {path} was made with {theirs}={record.state[theirs]} and not {getattr(net, ours)}, which is the "
+                f"file {path} was made with {theirs}={shown(said)} and not {getattr(net, ours)}, which is the "
                 "only value known here"
             )
     defaults = {
@@ -172,29 +179,25 @@ def check_record(facts: Card, path: Path, record: PersistentObject) -> None:
     expected = defaults | config["arguments"]
     found = defaults | RELEASED_DEFAULTS[network.class_name] | network.init_kwargs
     for key in sorted(set(expected) - TRAINING_ONLY):
-        if found[key] is not inspect.Parameter.empty and _plain(found[key]) != _plain(expected[key]):
-            raise ValueError(
-                f"file {path} was made with {key}={_plain(found[key])} and not {_plain(expected[key])} {where}"
-            )
+        if found[key] is not inspect.Parameter.empty and not _same(found[key], expected[key]):
+            ours, theirs = _plain(expected[key]), _plain(found[key])
+            raise ValueError(f"file {path} was made with {key}={theirs} and not {ours} {where}")
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
+def _plain(value: Any) -> str:
+    return value[:60] if isinstance(value, str) else shown(list(value) if isinstance(value, tuple) else value)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"file {path} cannot be read, get it again: {reason}") from None
+def _same(found: Any, expected: Any) -> bool:
+    """Whether a file's value, which may be anything, is a number, a word, or a list of them of ours."""
+    if isinstance(expected, (list, tuple)):
+        same_length = isinstance(found, (list, tuple)) and len(found) == len(expected)
+        return same_length and all(_same(*pair) for pair in zip(found, expected, strict=True))
+    return (found is None or isinstance(found, (bool, int, float, str))) and found == expected
 
 
 def check_state(facts: Card, path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError if the tensors of a file are not those of the network."""
+    """Raise a ValueError if the tensors of a file are not those of the network, or would not fit its size."""
     wrong = f"file {path} is not the {facts.config['network']} of {facts.name}"
     for what, keys in (("lacks", expected.keys() - found.keys()), ("has the unknown", found.keys() - expected.keys())):
         if keys:
@@ -205,3 +208,6 @@ def check_state(facts: Card, path: Path, expected: Mapping[str, tuple[int, ...]]
             raise ValueError(f"{wrong}: its tensor {key} has shape {tuple(found[key].shape)} and not {shape}")
         if not found[key].is_floating_point():
             raise ValueError(f"{wrong}: its tensor {key} holds {found[key].dtype} numbers")
+        if problem := plain_problem(found[key]):
+            raise ValueError(f"{wrong}: its tensor {key} {problem}")
+    check_size(Allowance.of(path), found.values(), 4)

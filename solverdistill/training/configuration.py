@@ -11,7 +11,7 @@ import torch
 
 from solverdistill import families
 from solverdistill.denoisers.base import Teacher
-from solverdistill.denoisers.guidance import make_guided, settled_guidance
+from solverdistill.denoisers.guidance import GuidanceRule, make_guided, settled_guidance
 from solverdistill.denoisers.wrappers import Counted
 from solverdistill.families.base import Params
 from solverdistill.families.student import Student
@@ -24,6 +24,7 @@ from solverdistill.references.serving import TargetData
 from solverdistill.references.solving import Reference
 from solverdistill.references.targets import Progress, TargetSettings
 from solverdistill.support.instantiate import instantiate
+from solverdistill.support.type_checks import LARGEST_SEED, check_range
 from solverdistill.training.descent import make_objective, make_optimizer, make_schedule
 from solverdistill.training.starting import Start, read_start
 from solverdistill.training.students import AUTO, check_pure_noise, make_student, make_students, with_points
@@ -154,9 +155,9 @@ def check_config(config: Mapping[str, Any]) -> None:
             raise ValueError(f"configuration key {key!r} is unknown; known: {', '.join(GROUPS + SCALARS)}")
     if isinstance(config["seed"], bool) or not isinstance(config["seed"], int):
         raise TypeError(f"seed must be an integer, not {config['seed']!r}")
-    if isinstance(config["guidance"], (str, bool)):
-        wanted = "a number or a mapping of scale, interval and channels"
-        raise TypeError(f"guidance must be {wanted}, not {config['guidance']!r}")
+    check_range("seed", config["seed"], least=0, most=LARGEST_SEED)
+    if config["guidance"] is not None:
+        GuidanceRule.of(config["guidance"])
 
 
 def begin_at(config: Mapping[str, Any], asked: Mapping[str, Any], teacher: Teacher) -> Start:

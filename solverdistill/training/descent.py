@@ -11,6 +11,7 @@ import torch
 
 from solverdistill.denoisers.base import Teacher
 from solverdistill.support.instantiate import instantiate
+from solverdistill.support.type_checks import is_number
 
 OWN = ("lr_of", "cosine", "final_lr")  # settings of an optimizer that are ours
 
@@ -30,9 +31,13 @@ def make_optimizer(
     """Build the optimizer's factory; `lr_of` maps patterns of param names to learning rates of their own.
 
     Raises:
-        ValueError: the optimizer does not take one of the options.
+        ValueError: the optimizer does not take one of the options, or a learning rate is negative or not finite.
     """
     rates: Mapping[str, float] = options.get("lr_of") or {}
+    stated = {name: options[name] for name in ("lr", "final_lr") if options.get(name) is not None}
+    for name, rate in {**stated, **{f"lr_of.{pattern}": rate for pattern, rate in rates.items()}}.items():
+        if not is_number(rate) or rate < 0:
+            raise ValueError(f"optimizer.{name} must be a finite number of at least 0, not {rate!r}")
     make = instantiate({name: value for name, value in options.items() if name not in OWN}, "optimizer")
 
     def build(named: Iterable[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
@@ -42,7 +47,7 @@ def make_optimizer(
             groups.append({"params": [value], **({"lr": own[0]} if own else {})})
         try:
             return make(groups)
-        except TypeError as error:
+        except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"optimizer of the configuration cannot be made: {error}") from None
 
     return build

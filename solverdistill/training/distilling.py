@@ -20,7 +20,7 @@ from solverdistill.support.progress import TargetProgress
 from solverdistill.training.budget import Budget, within
 from solverdistill.training.compose import Choice, compose, merge, options_of
 from solverdistill.training.config_files import find_configs
-from solverdistill.training.configuration import Run
+from solverdistill.training.configuration import Run, check_config
 from solverdistill.training.descent import refuse_unused
 from solverdistill.training.distilled import Distilled
 from solverdistill.training.exporting import make_provenance
@@ -98,6 +98,7 @@ def distill(
     config.update(seed=seed, guidance=dict(guidance) if isinstance(guidance, Mapping) else guidance)
     config.update(start=None if start is None else str(start), budget=budget)
     limit = None if budget is None else Budget.read(budget)
+    check_config(config)
     live = teacher if isinstance(teacher, Teacher) else None
     student = Student.of(solver) if isinstance(solver, Family) else None
     shown = (sys.stdout.isatty() or "ipykernel" in sys.modules) if progress is None else progress

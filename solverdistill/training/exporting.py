@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +35,7 @@ def make_provenance(
     """
     places = ("output_dir", "run_name", "ckpt_path", "logger", "trainer")  # where, not what
     facts = {name: value for name, value in config.items() if name not in places}
+    rmse = min((report.rmse for report in reports if report.history), default=math.inf)
     facts["targets"] = {name: value for name, value in config["targets"].items() if name != "cache"}
     return {
         "teacher": {**teacher.description(), "fingerprint": teacher.fingerprint()},
@@ -43,7 +45,7 @@ def make_provenance(
         "fit": config["fit"],
         **({} if config.get("budget") is None else {"budget": budget_of(config)}),
         "objective": config["objective"] if any(report.fit == "gradient" for report in reports) else None,
-        "metrics": {"validation_rmse": min(report.rmse for report in reports if report.history)},
+        "metrics": {"validation_rmse": rmse if math.isfinite(rmse) else None},
         "evaluations": {report.fit: report.evaluations for report in reports},
         "config_digest": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16],
         "version": __version__,

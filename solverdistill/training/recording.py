@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from solverdistill.fits.report import FitReport
+from solverdistill.support.files import expand
 
 
 def last_checkpoint(output: Path) -> ModelCheckpoint:
@@ -41,6 +43,22 @@ def find_checkpoint(wanted: str | None, output: Path) -> str | None:
     return wanted
 
 
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """What a checkpoint of a run holds, on the host.
+
+    Raises:
+        ValueError: the file is none; the message says why.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(stored, dict) and isinstance(stored.get("family"), dict):
+            return stored
+        why = "it holds no student"
+    except Exception as error:  # a file of any kind fails in its own way
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    raise ValueError(f"ckpt_path={path} is no checkpoint of a run: {why}")
+
+
 def make_loggers(options: Mapping[str, Any], run_name: str, output: Path, config: Any) -> list[Logger]:
     """Loggers of a run: csv always; wandb offline, online or off.
 
@@ -57,6 +75,7 @@ def make_loggers(options: Mapping[str, Any], run_name: str, output: Path, config
     if mode != "off":
         from lightning.pytorch.loggers import WandbLogger
 
+        expand("~")  # wandb keeps its own settings there, and would say so after the fits
         if mode == "offline":
             os.environ.setdefault("WANDB_SILENT", "true")
         logger = WandbLogger(

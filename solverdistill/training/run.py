@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning import Trainer
@@ -20,17 +20,17 @@ from solverdistill.families.learned.parallel import Parallel
 from solverdistill.families.student import Student
 from solverdistill.fits.protocol import Fit, Standing
 from solverdistill.fits.report import FitReport
+from solverdistill.programs.program import SolverProgram
 from solverdistill.references.choice import Choice
-from solverdistill.references.targets import Targets
 from solverdistill.support.progress import TargetProgress
 from solverdistill.training.budget import COMPARISON, Budget, descending, per_reference, within
-from solverdistill.training.configuration import Run
+from solverdistill.training.configuration import Run, check_config
 from solverdistill.training.costs import Costs, reference_cost
 from solverdistill.training.descent import refuse_unused
 from solverdistill.training.exporting import export, make_provenance, write_reports
 from solverdistill.training.isolation import own_surroundings
 from solverdistill.training.launch import refuse_sweep_of_subprocesses, start_processes
-from solverdistill.training.recording import find_checkpoint, log_fit
+from solverdistill.training.recording import find_checkpoint, log_fit, read_checkpoint
 from solverdistill.training.screen import Screen, say_costs, say_hello, say_spent
 from solverdistill.training.stages import Watcher, fit_all
 from solverdistill.training.starting import asked_for
@@ -52,6 +52,7 @@ def train(config: Mapping[str, Any] | DictConfig) -> dict[str, float]:
         ValueError, TypeError, FileNotFoundError: a setting cannot be used; the message says which and what would do.
     """
     settings: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    check_config(settings)
     with own_surroundings(settings["seed"]):
         return _train(settings)
 
@@ -68,6 +69,7 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
         raise ValueError(f"fit=[{','.join(run.fits)}] has no checkpoints to resume from; leave ckpt_path out")
     plan = run.plan(lambda fit: trainer, checkpoint)
     plan.check()
+    student = run.student if checkpoint is None else student_of_checkpoint(checkpoint, (run.student, *run.rivals))
     trainer = make_trainer(config, next((fit for fit in run.fits.values() if fit.resumes), None), output)
     refuse_sweep_of_subprocesses(trainer, HydraConfig.initialized() and _sweeping())
     start_processes(trainer, required=any(not fit.resumes for fit in run.fits.values()))
@@ -78,7 +80,6 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
         run = within(run, budget, stated_settings(), device, shown, evaluation.enabled)
         run, evaluation = with_comparison(run, evaluation, stated_settings())
         config, plan = run.config, run.plan(lambda fit: trainer, checkpoint)
-    student = run.student if checkpoint is None else student_of_checkpoint(checkpoint, (run.student, *run.rivals))
     data = run.data(student, device, TargetProgress() if first else None)
     watcher, costs = Watcher(), None
     of = student.family.nfe, student.family.depth
@@ -94,9 +95,10 @@ def _train(config: Mapping[str, Any]) -> dict[str, float]:
     standing = fit_all(plan, replace(run.begin, student=student), data, watcher)
     if costs is not None:
         say_spent(costs, standing.reports)
+    solver = conclude(run, standing, output, data.choice) if first else None  # before anything else may fail
     test = data.split("test") if evaluation.enabled else None  # made by all processes together
-    if first:
-        conclude(run, standing, output, evaluation, test, data.choice)
+    if solver is not None and test is not None:
+        compare_at_the_end(evaluation, output, *solver, run.teacher, run.denoiser, test, data.choice.error)
     family = standing.student.family
     return {"rmse": float(standing.rmse or 0.0), "nfe": float(family.nfe), "depth": float(family.depth)}
 
@@ -142,26 +144,19 @@ class Logged(Screen):
             log_fit(self._trainer, report)
 
 
-def conclude(
-    run: Run,
-    standing: Standing,
-    output: Path,
-    evaluation: EvaluationSettings,
-    test: Targets | None,
-    choice: Choice,
-) -> None:
-    """Export the best state and compare it with classical solvers."""
+def conclude(run: Run, standing: Standing, output: Path, choice: Choice) -> tuple[str, SolverProgram]:
+    """Export the best state; its name, and its program, are what is compared with classical solvers."""
     family, config = standing.student.family, run.config
     best = family.init(config["seed"]) if standing.params is None else standing.params
     last = best if standing.last is None else standing.last
     provenance = make_provenance(config, run.teacher, choice, standing.reports)
     export(output, family, best, last, provenance)
     write_reports(output / "fits.csv", standing.reports)
-    if test is not None:
-        # Placements may end at the sequential solver; one of your own goes by its dotted name.
-        name = family.name if family.name in families.ROSTER else config["solver"]["name"]
-        student = name, family.program(best)
-        compare_at_the_end(evaluation, output, *student, run.teacher, run.denoiser, test, choice.error)
+    if not math.isfinite(standing.rmse or 0.0):
+        log.warning("the teacher gives no finite end points for %s from the held-out samples", family.name)
+    # Placements may end at the sequential solver; one of your own goes by its dotted name.
+    name = family.name if family.name in families.ROSTER else config["solver"]["name"]
+    return name, family.program(best)
 
 
 def student_of_checkpoint(path: str, students: Sequence[Student]) -> Student:
@@ -173,7 +168,7 @@ def student_of_checkpoint(path: str, students: Sequence[Student]) -> Student:
     Raises:
         ValueError: it is none that this run could have come to.
     """
-    stored = torch.load(path, map_location="cpu", weights_only=True)["family"]
+    stored = read_checkpoint(path)["family"]
     for student in students:
         own = student.family
         if stored["name"] == own.hyperparameters()["name"]:

@@ -15,6 +15,7 @@ from typing import Any
 from solverdistill.fits.protocol import Fit, FitContext, FitPlan, Progress, Standing
 from solverdistill.fits.report import FitReport, Meter
 from solverdistill.references.serving import TargetData
+from solverdistill.support.memory import lower
 
 
 class Watcher:
@@ -49,7 +50,7 @@ def fit_all(plan: FitPlan, standing: Standing, data: TargetData, watcher: Watche
         if resumed and not fit.resumes:
             continue  # done before the run was killed
         resumed = False
-        with watcher.fitting(name, fit) as progress:
+        with watcher.fitting(name, fit) as progress, lower(f"fit={name}", *lowerable(name, fit)):
             standing = fit.run(FitContext(plan, standing, data, progress))
         if standing is before:
             continue
@@ -61,8 +62,16 @@ def fit_all(plan: FitPlan, standing: Standing, data: TargetData, watcher: Watche
 def make_splits(denoiser: Any, data: TargetData) -> FitReport:
     """Make the training and held-out samples, and say what they cost."""
     meter, before = Meter(data.device), denoiser.images
+    data.look_for_room("train", "validation")
     with meter.measure("teacher", 0):
         for split in ("train", "validation"):
             data.split(split)
     meter.add("teacher", denoiser.images - before + data.choice.evaluations)
     return FitReport.of("targets", [], meter, "all made", data.choice.summary())
+
+
+def lowerable(name: str, fit: Fit) -> list[str]:
+    """Settings of a fit that decide how much memory it takes, as advice."""
+    held = [key for key in ("batch_size", "directions", "samples") if getattr(fit, key, None) is not None]
+    advice = [f"lower fit.{name}.{key} ({getattr(fit, key)})" for key in held]
+    return [*advice, *([f"set fit.{name}.checkpointing=true"] if getattr(fit, "checkpointing", None) is False else [])]

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from solverdistill.denoisers.base import Teacher
+from solverdistill.families.step_search import check_cost
 from solverdistill.families.student import Student
 from solverdistill.fits.placements import PlacementFit
 from solverdistill.fits.protocol import Fit
@@ -92,8 +93,7 @@ def make_student(solver: Mapping[str, Any], teacher: Teacher) -> Student:
     if nfe is not None and depth is not None:
         raise ValueError(f"solver.nfe={nfe} and solver.depth={depth} both say what a sample costs; set one to null")
     cost, wanted = ("nfe", nfe) if depth is None else ("depth", depth)
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-        raise TypeError(f"solver.{cost} must be an integer of at least 1, not {wanted!r}")
+    wanted = check_cost(f"solver.{cost}", wanted)
     path = teacher.path if path is None else make_path(path)
     if isinstance(grid, list):
         for level in grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from lightning.pytorch.callbacks import Callback
 
 from solverdistill.fits.protocol import Fit
 from solverdistill.support.instantiate import instantiate
+from solverdistill.support.type_checks import check_range
 from solverdistill.training.isolation import quiet_lightning
 from solverdistill.training.progress_bar import progress_bar
 from solverdistill.training.recording import last_checkpoint, make_loggers
+
+FEWEST_LIMIT = 16  # processes that any machine may be asked for, as the tests of a small one are
 
 
 def make_trainer(config: Mapping[str, Any], fit: Fit | None, output: Path) -> Trainer:
@@ -25,6 +29,7 @@ def make_trainer(config: Mapping[str, Any], fit: Fit | None, output: Path) -> Tr
         fit: The fit with an optimizer; None where there is none, and the trainer is there for devices and logs alone.
         output: Folder of the run.
     """
+    check_devices(config["trainer"].get("devices", 1))
     callbacks: list[Callback] = [last_checkpoint(output)]
     if config["trainer"].get("enable_progress_bar", True):
         callbacks.append(progress_bar())
@@ -34,6 +39,17 @@ def make_trainer(config: Mapping[str, Any], fit: Fit | None, output: Path) -> Tr
         "default_root_dir": str(output),
     }
     return instantiate({**config["trainer"], **own, **steps_of(fit)}, "trainer")
+
+
+def check_devices(devices: Any) -> None:
+    """Refuse more processes than any machine of this size runs; of accelerators Lightning counts what there is.
+
+    Raises:
+        ValueError: there are more; the message says how many would do.
+    """
+    most = max(FEWEST_LIMIT, os.cpu_count() or 1, torch.cuda.device_count())
+    number = int(devices) if isinstance(devices, str) and devices.isdigit() else devices
+    check_range("trainer.devices", number if isinstance(number, int) else None, most=most)
 
 
 def quiet_trainer(fit: Fit, device: str, progress: bool) -> Trainer:
@@ -48,8 +64,9 @@ def quiet_trainer(fit: Fit, device: str, progress: bool) -> Trainer:
 
 def device_of(config: Mapping[str, Any]) -> torch.device:
     """The device that a trainer's configuration means, for work without a trainer."""
+    one = {"devices": 1, "logger": False, "enable_checkpointing": False}
     with quiet_lightning():
-        trainer = Trainer(accelerator=config["accelerator"], devices=1, logger=False, enable_checkpointing=False)
+        trainer = instantiate({"_target_": config["_target_"], "accelerator": config["accelerator"], **one}, "trainer")
         return trainer.strategy.root_device
 
 

@@ -20,9 +20,10 @@ from solverdistill.importers import Imported, Settings, import_solver
 from solverdistill.importers.amed import mean_coefficients
 from solverdistill.importers.known_models import find_model
 from solverdistill.importers.levels import published_levels
-from solverdistill.importers.predictor_files import Facts, Predictor
+from solverdistill.importers.predictor_files import Predictor
 from solverdistill.noise.levels import float64
 from solverdistill.programs.playing import sample
+from solverdistill.support.facts import Facts
 from solverdistill.teachers.mixture import Mixture
 from tests.helpers import golden_mixture
 

@@ -8,6 +8,11 @@ import logging
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
+from copy import deepcopy
+from functools import reduce
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -270,6 +275,59 @@ def test_a_file_is_checked_before_the_run_and_noticed_when_it_changes(node: Any,
     assert node.IS_CHANGED(file=file, model="from file", parallel="auto") == before
     make_file(tmp_path, guidance=2.0)
     assert node.IS_CHANGED(file=file, model="from file", parallel="auto") != before
+
+
+def test_a_place_that_is_none_is_told_in_a_sentence(node: Any) -> None:
+    for place in ("~nosuchuser/solver.json", "zoo:none", "", "\0", "/", "none.json"):
+        told = node.VALIDATE_INPUTS(file=place)
+        assert isinstance(told, str) and told and "\n" not in told
+        assert node.IS_CHANGED(file=place, model="from file", parallel="auto") == place
+        with pytest.raises(ValueError) as raised:
+            load(node, place)
+        assert str(raised.value) == told
+    assert "~nosuchuser is the home folder of nobody here" in node.VALIDATE_INPUTS(file="~nosuchuser/solver.json")
+
+
+def test_a_choice_of_another_version_is_told_in_a_sentence(node: Any, tmp_path: Path) -> None:
+    file, _ = make_file(tmp_path)
+    for name, others in (("model", "from file, eps or v, flow"), ("parallel", "auto, as one batch, one after")):
+        with pytest.raises(ValueError, match=f"{name} of the node is 'gone'; known: {others}"):
+            load(node, file, **{name: "gone"})
+
+
+ODD = ("GONE", None, "word", [], {}, True, -1, 1e300, {"name": "flow"}, {"name": 5}, {"name": "discrete"})
+
+
+@pytest.mark.parametrize("path", ["edm", "flow"])
+@pytest.mark.parametrize("part", ["family", "provenance", "program"])
+def test_a_file_that_lacks_a_key_plays_or_is_refused(node: Any, path: str, part: str, tmp_path: Path) -> None:
+    """Every entry of a file, down to the fourth level, gone or replaced by something else."""
+    described = {**toy_mixture().description(), "prediction": "flow" if path == "flow" else "eps"}
+    file, _ = make_file(tmp_path, path, "gas", teacher=described)
+    document, model = json.loads((tmp_path / file).read_text()), ModelPatcher(flow=path == "flow")
+
+    def places(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+        for key, below in pairs:
+            yield (*place, key)
+            yield from places(below, (*place, key)) if len(place) < 4 else ()
+
+    tried = 0
+    for place, odd in product(list(places(document[part], (part,))), ODD):
+        changed = deepcopy(document)
+        holder = reduce(lambda value, key: value[key], place[:-1], changed)
+        if odd == "GONE":
+            del holder[place[-1]]
+        else:
+            holder[place[-1]] = odd
+        (tmp_path / file).write_text(json.dumps(changed))
+        told = node.VALIDATE_INPUTS(file=file)
+        for inputs in ({}, {"model": "flow"}, {"for_model": model}):
+            with suppress(ValueError):
+                load(node, file, **inputs)
+                assert told is True
+        tried += 1
+    assert tried > 100
 
 
 # --- distilling ------------------------------------------------------------------------------------------------------

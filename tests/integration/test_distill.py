@@ -145,7 +145,7 @@ def test_a_mapping_changes_what_a_group_has() -> None:
         ({"targets": ["dopri5"]}, "targets is a name or a mapping of settings, not .'dopri5'."),
         ({"targets": {"train_samples": 0}}, "targets.train_samples must be at least 1, not 0"),
         ({"solver": {"name": "gas", "nfe": 5}}, "nfe=4 and the solver's own nfe=5 disagree; give one of them"),
-        ({"nfe": 0}, "solver.nfe must be an integer of at least 1, not 0"),
+        ({"nfe": 0}, "solver.nfe must be at least 1, not 0"),
         ({"guidance": "strong"}, "guidance must be a number or a mapping"),
         ({"teacher": torch.nn.Linear(2, 2)}, "which a Linear is not; of a network of your own make one with .*wrap"),
         ({"solver": sd.families.ROSTER["gas"]}, "or a family on its grid, not <class .*; .* its dotted name"),

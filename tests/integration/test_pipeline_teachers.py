@@ -171,7 +171,7 @@ def test_guidance_is_the_pipelines_own_and_passes_are_counted_at_the_network() -
     program = build("ddim", Grid("flow_shift", 3, 1.0, 0.1, shift=3.0), "flow").program({})
     for scale, rows in ((1.0, 1), (6.0, 2)):
         drawn, guided = make_guided(teacher, scale)
-        assert drawn is guided and isinstance(drawn, type(teacher))
+        assert drawn is guided.denoiser and isinstance(drawn, type(teacher))
         with torch.no_grad():
             guided(noise(teacher, 2), *levels(teacher, 0.5, 0.5))
         assert network_passes(guided, program) == 3 * rows

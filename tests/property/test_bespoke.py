@@ -235,7 +235,7 @@ def test_what_cannot_be_bounded_is_refused() -> None:
         RMSEBound()(heun, {}, toy_mixture(), batch)
     with pytest.raises(ValueError, match="whole reference trajectory"):
         RMSEBound()(family, family.init(0), toy_mixture(), batch._replace(reference=None))
-    with pytest.raises(ValueError, match="must not be negative, not -1"):
+    with pytest.raises(ValueError, match="objective.lipschitz must be at least 0, not -1"):
         RMSEBound(lipschitz=-1.0)
     with pytest.raises(ValueError, match="not a solver program"):
         family.program({name: 0 * value for name, value in family.init(0).items()})

@@ -5,18 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from solverdistill import distill
+from solverdistill.families import build
+from solverdistill.noise.grids import Grid
+from solverdistill.references.serving import TargetData
 from solverdistill.references.shard_cache import ShardCache
+from solverdistill.references.solving import Reference
+from solverdistill.references.targets import TargetSettings
 from solverdistill.support.files import STALE_AFTER, claim, default_root
+from solverdistill.teachers.mixture import toy_mixture
 
 ROOT = Path(__file__).parents[2]
 
@@ -209,3 +219,89 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_root() == tmp_path / "xdg" / "solverdistill" / "targets"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_root() == Path.home() / ".cache" / "solverdistill" / "targets"
+
+
+# ------------------------------------------------------------------------------------------------------- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs"]
+    if not Path("/bin/mount").exists() or subprocess.run(["mount", *options, folder], capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process gets larger, as under a quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class Large(Maker):
+    """Shards of 20 kB."""
+
+    def __call__(self, shard: int) -> dict[str, Tensor]:
+        rows = super().__call__(shard)
+        return {**rows, "x": rows["x"][:, :1].repeat(1, 1250)}
+
+
+def test_a_disk_without_room_is_refused_before_the_work_begins(small_disk: Path) -> None:
+    cache, maker = make_cache(small_disk), Large()
+    sentence = r"cannot be written \(no room for what is missing: 80 kB needed, \d+\.\d kB left\); set"
+    with pytest.raises(ValueError, match=f"the cache {cache.folder} {sentence}"):
+        cache.fill(range(4), maker, each=20_000)
+    assert maker.made == []
+    assert cache.fill(range(2), maker, each=20_000) == [] and maker.made == [0, 1]
+    assert cache.fill(range(2), maker, each=20_000) == [0, 1]  # what is there needs no room
+
+
+def test_a_run_looks_for_room_for_all_of_its_splits(small_disk: Path) -> None:
+    # Chunks of 64 samples of 6 numbers on 7 points take 23 kB: two of them fit, and a third one does not.
+    targets = {
+        "reference": {"solver": "euler", "steps": 6, "grid": "polynomial"},
+        "train_samples": 128,
+        "validation_samples": 64,
+    }
+    with pytest.raises(ValueError, match=r"\(no room for what is missing: 69.1 kB needed, 65.5 kB left\)"):
+        distill(toy_mixture(), "gas", fit="gauss_newton", targets={**targets, "cache": str(small_disk)}, device="cpu")
+    assert not list(small_disk.rglob("shard-*"))
+    settings = TargetSettings(Reference("euler", 6), 128, 64, cache=str(small_disk))
+    data = TargetData(settings, toy_mixture(), toy_mixture(), build("gas", Grid(steps=3), "edm"))
+    assert len(data.split("train")) == 128
+    data.look_for_room("train")
+    with pytest.raises(ValueError, match=r"23 kB needed, 1\d.* kB left\)"):  # what is there needs no room
+        data.look_for_room("train", "validation")
+
+
+def test_a_disk_that_runs_full_keeps_whole_shards_and_goes_on_when_there_is_room(small_disk: Path) -> None:
+    cache, maker = make_cache(small_disk), Large()
+    other = small_disk / "of somebody else"
+    other.write_bytes(bytes(20_000))
+    with pytest.raises(ValueError, match=r"cannot be written \(No space left on device: 20 kB needed, .* left\); set"):
+        cache.fill(range(4), maker)
+    whole = len(maker.made) - 1  # the last one that was made found no room
+    assert whole >= 1 and not list(cache.folder.glob(".shard-*")) and not list(cache.folder.glob("*.lock"))
+    other.unlink()
+    assert cache.fill(range(whole + 1), maker) == list(range(whole))
+    assert torch.equal(cache.read(whole)["label"], Large()(whole)["label"])
+
+
+def test_a_quota_is_one_sentence_too(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    with (
+        largest_file(10_000),
+        pytest.raises(ValueError, match=r"\(File too large: 20 kB needed, [\d.]+ .B left\); set"),
+    ):
+        cache.fill(range(2), Large())
+    assert not list(cache.folder.glob("*shard*"))
+    assert cache.fill(range(2), Large()) == []

@@ -36,8 +36,10 @@ def test_raw_network_equals_the_reference(name: str, dtype: torch.dtype) -> None
     network.to(dtype)
     with torch.no_grad():
         output = network(data["x"].to(dtype), data["noise_labels"], data.get("class_labels"))
-    # Float32 rounds the angles of the embedding, which reach 999 in "adm_cond".
-    tolerance = {("adm_uncond", torch.float32): 1e-5, ("adm_cond", torch.float32): 5e-5}.get((name, dtype), 1e-6)
+    # Frequencies of the embedding are float32 whatever the network, as published: times angles up to 999 in "adm_cond"
+    # their last place, in which kinds of CPU differ, is 6e-5.
+    tolerances = {"adm_uncond": (1e-5, 1e-6), "adm_cond": (5e-5, 1e-5)}
+    tolerance = tolerances[name][dtype == torch.float64]
     torch.testing.assert_close(output.float(), data["output"], rtol=tolerance, atol=tolerance)
 
 
@@ -51,7 +53,8 @@ def test_preconditioned_network_equals_the_reference(kind: str) -> None:
     with torch.no_grad():
         single = denoiser(data["x"], data["sigma"], data["class_labels"])
         double = denoiser.double()(data["x"].double(), data["sigma"].double(), data["class_labels"])
-    torch.testing.assert_close(double.float() / scale, data["output_float64"] / scale, rtol=1e-6, atol=1e-6)
+    labels = 1e-5 if kind in ("vp", "iddpm") else 1e-6  # of up to 999; see above
+    torch.testing.assert_close(double.float() / scale, data["output_float64"] / scale, rtol=labels, atol=labels)
     # In float32 a noise label near 999 ("vp") is known to 6e-5 only, to the original as to us.
     tolerance = 1e-4 if kind == "vp" else 1e-5
     torch.testing.assert_close(single / scale, data["output"] / scale, rtol=tolerance, atol=tolerance)

@@ -291,7 +291,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         GaussNewtonFit(samples=0)
     with pytest.raises(ValueError, match="fit.damping_factor must be above 1, not 1"):
         GaussNewtonFit(damping_factor=1.0)
-    with pytest.raises(ValueError, match="fit.power must lie between 1 and 2, not 3"):
+    with pytest.raises(ValueError, match="fit.power must be at most 2, not 3"):
         GaussNewtonFit(power=3.0)
     with pytest.raises(ValueError, match="fit.jacobian 'full' is unknown; known: sketch, exact"):
         GaussNewtonFit(jacobian="full")

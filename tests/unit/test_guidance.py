@@ -48,7 +48,8 @@ def state(batch: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def test_a_number_is_plain_guidance(teacher: Recording) -> None:
     for value in (2.0, {"scale": 2.0}, {"scale": 2.0, "interval": None, "channels": None}):
         source, denoiser = make_guided(teacher, value)
-        assert source is teacher and isinstance(denoiser, Guided) and denoiser.scale == 2.0
+        guided = denoiser.denoiser
+        assert source is teacher and isinstance(guided, Guided) and guided.scale == 2.0
         assert GuidanceRule.of(value).description() == 2.0
 
 
@@ -182,7 +183,7 @@ def test_network_passes_count_guided_evaluations_twice(teacher: Recording) -> No
         ("strong", "guidance must be a number or a mapping"),
         (True, "guidance must be a number or a mapping"),
         ({"strength": 2.0}, "guidance.strength is unknown; known: scale, interval, channels"),
-        ({"scale": "big"}, "guidance.scale must be a number"),
+        ({"scale": "big"}, "guidance.scale must be a finite number"),
         ({"scale": [1.0]}, "guidance.scale must be a pair"),
         ({"scale": [5.0, 2.0]}, r"guidance.scale \[5.0, 2.0\] must be \[lowest, highest\]"),
         ({"scale": 2.0, "interval": [0.1, 4.0]}, r"must be \[noisiest, cleanest\]"),

@@ -350,7 +350,7 @@ class Rounded(Counted):
 def test_settings_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValueError, match="rtol=0.1 of the reference belongs to dopri5; ipndm takes fixed steps"):
         Reference(rtol=0.1)
-    with pytest.raises(ValueError, match="atol of the reference must be above 0, not -1"):
+    with pytest.raises(ValueError, match="targets.reference.atol must be above 0, not -1"):
         Reference(solver="dopri5", atol=-1)
     with pytest.raises(ValueError, match="nested reference refines the grid of a student, and none was given"):
         Reference(nested=3).levels(toy_mixture().path, (80.0, 0.002))

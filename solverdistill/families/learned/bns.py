@@ -25,7 +25,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from solverdistill.families.base import Evaluator, Family, History, Params, State, Timeline
+from solverdistill.families.base import Evaluator, Family, History, Params, State, Timeline, combine
 from solverdistill.families.learned.learned_times import check_start, raw_steps
 from solverdistill.noise.levels import Level, float64
 from solverdistill.noise.paths import EDM, Cosine, Path
@@ -148,7 +148,5 @@ class BNS(Family):
         denoised = denoise(x, Level(values.working.alpha[i], values.working.sigma[i]))
         first = history[-1] if history else x
         velocities = (x * values.of_state[i] + denoised * values.of_denoised[i], *history[:-1])
-        total = first * values.a[i]
-        for k, velocity in enumerate(velocities):
-            total = total + velocity * values.b[i, i - k]
+        total = combine((first, *velocities), torch.cat([values.a[i : i + 1], values.b[i, : i + 1].flip(0)]))
         return total * values.scale[i + 1], (*velocities, first)

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from solverdistill.families.base import Evaluator, Family, History, Params, State, Timeline
+from solverdistill.families.base import Evaluator, Family, History, Params, State, Timeline, combine
 from solverdistill.families.learned.learned_times import check_start, learned_grid, raw_steps, to_regular
 from solverdistill.noise.levels import float64
 from solverdistill.noise.paths import Flow
@@ -100,10 +100,8 @@ class DSS(Family):
         denoised = denoise(x, timeline.level(i))
         velocity = isinstance(self.path, Flow)
         outputs = ((x - denoised) / timeline.clock[i] if velocity else denoised, *history)
-        total: Any = outputs[0] * row[i]
-        for k, past in enumerate(history, start=1):
-            if self.acting[i, i - k]:
-                total = total + past * row[i - k]
+        acting = [0, *(k for k in range(1, i + 1) if self.acting[i, i - k])]
+        total = combine([outputs[k] for k in acting], [row[i - k] for k in acting])
         if velocity:
             return x + total * (timeline.clock[i + 1] - timeline.clock[i]), outputs
         ratio = timeline.sigma[i + 1] / timeline.sigma[i]

@@ -29,8 +29,10 @@ from solverdistill.families.learned.learned_times import learned_grid, raw_steps
 from solverdistill.families.learned.quadrature import exponential_gauss
 from solverdistill.families.ode import OdeFamily, Slope
 from solverdistill.noise.levels import float64
+from solverdistill.support.type_checks import check_range
 
 STARTS = ("drawn", "quadrature")
+MOST_POINTS = 16  # no step gains by more, and rules of many points cannot be found in float64
 
 
 class Points(NamedTuple):
@@ -70,8 +72,7 @@ class EPD(OdeFamily):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.points < 1:
-            raise ValueError(f"{self.name} needs at least 1 point, not {self.points}")
+        check_range(f"points of {self.name}", self.points, least=1, most=MOST_POINTS)
         if self.init_from not in STARTS:
             raise ValueError(f"init_from of {self.name} is {self.init_from!r}; known: {', '.join(STARTS)}")
         if bool(self.timeline.clock[-1] <= 0):

@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from solverdistill.families.learned.table import Table, every_causal_entry
+from solverdistill.families.step_search import MOST_EVALUATIONS
 from solverdistill.programs.program import SolverProgram
+from solverdistill.support.type_checks import check_range
 
 WIDEST = 4.0  # difference of half_log_snr between stages that points are placed in, at most
 
@@ -50,8 +52,7 @@ class Parallel(Table):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.points < 1:
-            raise ValueError(f"points of {self.name} must be at least 1, not {self.points}")
+        check_range(f"points of {self.name}", self.points, least=1, most=MOST_EVALUATIONS)
         if self.source.depth != self.source.nfe:
             raise ValueError(
                 f"{self.name} puts points beside the evaluations of a sequential solver; the one given has "

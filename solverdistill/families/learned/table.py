@@ -28,6 +28,7 @@ from solverdistill.noise.levels import Level
 from solverdistill.noise.paths import Path
 from solverdistill.programs.program import SolverProgram
 from solverdistill.programs.solver_file import program_from_json, program_to_json
+from solverdistill.support.json_files import parse_json
 
 BASE = "unipc"
 SMALLEST = 0.01  # size of a correction, as a share of its row's level: the sample is almost free of noise
@@ -107,7 +108,7 @@ class Table(TableFamily):
         """The table or base that it starts from, with its own structure."""
         with torch.inference_mode(False):
             if self.table is not None:
-                return program_from_json(json.loads(self.table) if isinstance(self.table, str) else self.table)
+                return program_from_json(parse_json(self.table) if isinstance(self.table, str) else self.table)
             return self._based.solver.program(self._based.solver.init(0)).detach()
 
     @cached_property

@@ -26,6 +26,7 @@ from solverdistill.fits.report import TANGENT_COST, Meter
 from solverdistill.programs.playing import sample_with
 from solverdistill.programs.program import Coefficients, SolverProgram
 from solverdistill.references.batch import Batch
+from solverdistill.support.memory import is_out_of_memory
 
 MODES = ("vmap", "loop", "differences")
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Differentiator:
                     warnings.filterwarnings("ignore", ".*torch.jit.script.*is deprecated", FutureWarning)
                     return torch.cat([self._chunk(program, part, batch) for part in self._parts(tangents)])
             except (RuntimeError, NotImplementedError) as error:
-                if self.mode == MODES[-1] or isinstance(error, torch.OutOfMemoryError):
+                if self.mode == MODES[-1] or is_out_of_memory(error):
                     raise
                 reason, refused = " ".join(str(error).split())[:160], self.mode
                 self.mode = MODES[MODES.index(refused) + 1]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from solverdistill.denoisers.wrappers import Checkpointed
 from solverdistill.families.base import Family, Params
-from solverdistill.fits.batches import mean_error, take
+from solverdistill.fits.batches import error_of, take
 from solverdistill.fits.gauss_newton.halving import descend, plan_rounds
 from solverdistill.fits.gauss_newton.normal_equations import Equations, NormalEquations, damped_step, moved
 from solverdistill.fits.gauss_newton.sketches import random_signs
@@ -32,7 +32,7 @@ from solverdistill.fits.protocol import Finalist, FitContext, FitPlan, Progress,
 from solverdistill.fits.report import BACKWARD_COST, TANGENT_COST, FitReport, Meter, Point
 from solverdistill.references.batch import Batch
 from solverdistill.support.processes import dealt, share
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import LARGEST_SEED, check_fields, check_ranges
 
 JACOBIANS = ("sketch", "exact")
 FIRST_DAMPING = {"sketch": 0.1, "exact": 0.01}  # the first sketches are rough
@@ -96,17 +96,13 @@ class GaussNewtonFit:
     def __post_init__(self) -> None:
         check_fields(self)
         names = ("iterations", "samples", "batch_size", "sketches", "directions", "tries", "patience", "evaluations")
-        for name in (*names, "starts"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"fit.{name} must be at least 1, not {value}")
-        for name, above in (("damping", 0.0), ("floor", 0.0), ("damping_factor", 1.0)):
-            if getattr(self, name) is not None and not getattr(self, name) > above:
-                raise ValueError(f"fit.{name} must be above {above:g}, not {getattr(self, name)}")
-        if not 0 <= self.memory < 1:
-            raise ValueError(f"fit.memory must be at least 0 and below 1, not {self.memory}")
-        if not 1 <= self.power <= 2:
-            raise ValueError(f"fit.power must lie between 1 and 2, not {self.power}")
+        check_ranges(self, "fit.", *names, "starts", least=1)
+        check_ranges(self, "fit.", "damping", "floor", above=0)
+        check_ranges(self, "fit.", "damping_factor", above=1)
+        check_ranges(self, "fit.", "memory", least=0, below=1)
+        check_ranges(self, "fit.", "power", least=1, most=2)
+        check_ranges(self, "fit.", "tolerance", least=0)
+        check_ranges(self, "fit.", "seed", least=0, most=LARGEST_SEED)
         if self.jacobian not in JACOBIANS:
             raise ValueError(f"fit.jacobian {self.jacobian!r} is unknown; known: {', '.join(JACOBIANS)}")
 
@@ -277,11 +273,8 @@ class _Fit:
 
     def error(self, params: Params) -> float:
         """Mean RMSE on the held-out samples of all processes; infinite where the family refuses the params."""
-        try:
-            program = self.family.program(params)
-        except ValueError:
-            return float("inf")
-        return mean_error(program, self.denoiser, self.held_out, self.settings.batch_size, self.meter)
+        of = self.denoiser, self.held_out, self.settings.batch_size, self.meter
+        return error_of(lambda: self.family.program(params), *of)
 
     def _linearise(self, params: Params, error: float) -> NormalEquations:
         """Normal equations on samples drawn by position, of which each process takes its share."""

@@ -33,6 +33,7 @@ from solverdistill.objectives.distances import rmse
 from solverdistill.programs.playing import sample
 from solverdistill.programs.program import Coefficients, SolverProgram
 from solverdistill.references.batch import Batch
+from solverdistill.support.memory import Parts
 from solverdistill.support.processes import total
 
 SMALLEST_DIAGONAL = 1e-10  # share of the largest one below which a param counts as this sensitive
@@ -56,7 +57,7 @@ class Equations:
 
     Args:
         denoiser: The teacher, possibly guided.
-        batch_size: Samples that go through the network at once.
+        batch_size: Samples that go through the network at once; fewer where there is no memory for so many.
         jacobian: "sketch": random projections, by backward passes; "exact": all derivatives, in forward mode.
         sketches: Projections of every sample.
         power: Exponent of the objective, 1 to 2.
@@ -74,6 +75,7 @@ class Equations:
 
     def __post_init__(self) -> None:
         self.differentiate = Differentiator(self.denoiser, self.directions, meter=self.meter)
+        self.parts = Parts(self.batch_size, "derivatives")
 
     @property
     def derivatives(self) -> str:
@@ -97,9 +99,12 @@ class Equations:
         acting = torch.stack([value.flatten(1).abs().amax(1) for value in tangents]).amax(0) > 0
         tangents, count = Coefficients(*(value[acting] for value in tangents)), int(acting.sum())
         add = self._sketched if self.jacobian == "sketch" else self._exact
-        sums = torch.zeros(count + 1, count, dtype=torch.float64)
-        for index in torch.arange(batch.noise.shape[0]).split(self.batch_size):
-            sums += add(program, tangents, take(batch, index), signs[:, index], floor)
+        index = torch.arange(batch.noise.shape[0])
+
+        def of_part(rows: slice) -> Tensor:
+            return add(program, tangents, take(batch, index[rows]), signs[:, rows], floor)
+
+        sums = sum(self.parts.run(len(index), of_part), torch.zeros(count + 1, count, dtype=torch.float64))
         sums = total(sums) / samples
         H = torch.zeros(len(acting), len(acting), dtype=torch.float64)
         g = torch.zeros(len(acting), dtype=torch.float64)

@@ -24,7 +24,7 @@ from solverdistill.objectives.rollout import Outcome
 from solverdistill.programs.playing import sample
 from solverdistill.references.batch import Batch
 from solverdistill.references.seeding import SPLITS, noise_of
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class AdversarialFit(GradientFit):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self)
+        check_ranges(self, "fit.", "weight", "gamma", "discriminator_lr", least=0)
         if self.discriminator not in ("auto", "paper", "small"):
             raise ValueError(f"fit.discriminator must be auto, paper or small, not {self.discriminator!r}")
 
@@ -76,7 +77,7 @@ class AdversarialDistillation(SolverDistillation):
             raise ValueError("fit=adversarial needs an objective with end points: trajectory or endpoint")
         self.discriminator = make_discriminator(self.fit.discriminator, shape, self.seed)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def descend(self, batch: Batch, batch_idx: int) -> None:
         student, critic = self.optimizers()  # type: ignore[misc]
         outcome: Outcome = self.objective.outcome(self.family, self.live_params(), self.denoiser, batch)
         self._step_discriminator(critic, batch, batch_idx)

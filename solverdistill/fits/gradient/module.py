@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from solverdistill.denoisers.wrappers import Checkpointed, Counted
 from solverdistill.families.base import Family, Params
+from solverdistill.fits.batches import NO_SOLVER
 from solverdistill.fits.gradient.ema import moving_average, restart
 from solverdistill.fits.report import FitReport
 from solverdistill.fits.spending import Spending
 from solverdistill.objectives.distances import rmse
 from solverdistill.programs.playing import sample
 from solverdistill.references.batch import Batch
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 OptimizerFactory = Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+FAILURES = 10  # steps in a row that cannot be taken, after which a fit ends
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class FitSettings:
         gradient_clip: Largest norm of the params' gradient; null for no limit.
         patience: Validations without a new best error after which the fit stops; null goes on to the end.
         rollback: A held-out error of this many times the best, or none at all, counts as divergence: the params go back
-            to the best ones and the learning rates are halved. Null lets it diverge.
+            to the best ones and the learning rates are halved. Null lets it diverge. A step whose gradient is not
+            finite is never taken; the second in a row goes back in the same way, and the tenth ends the fit.
     """
 
     iterations: int = 300
@@ -52,12 +55,10 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("iterations", "batch_size", "validations", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"fit.{name} must be at least 1, not {value}")
-        if self.rollback is not None and not self.rollback > 1:
-            raise ValueError(f"fit.rollback must be above 1, not {self.rollback}")
+        check_ranges(self, "fit.", "iterations", "batch_size", "validations", "patience", least=1)
+        check_ranges(self, "fit.", "rollback", above=1)
+        check_ranges(self, "fit.", "gradient_clip", above=0)
+        check_ranges(self, "fit.", "ema", least=0, below=1)
 
     @property
     def interval(self) -> int:
@@ -110,6 +111,7 @@ class SolverDistillation(LightningModule):
         self.best_params: Params = self.current_params()
         self.best_rmse = float("inf")
         self.rollbacks, self.idle = 0, 0
+        self.failures, self.not_taken = 0, 0  # in a row, and in all
 
     def live_params(self) -> Params:
         """The params that the optimizer moves."""
@@ -121,6 +123,22 @@ class SolverDistillation(LightningModule):
         return {name: value.detach().cpu().clone() for name, value in values.named_parameters()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """A step as `descend` takes it; none where the last one left params that are no solver."""
+        try:
+            return self.descend(batch, batch_idx)
+        except NO_SOLVER:
+            if not self._refused(self.live_params()):
+                raise
+            self._fail(1)
+            if self._refused(self.live_params()):  # not even the best ones are one
+                raise
+        if not self.automatic_optimization:
+            return None
+        # Every process has the same params and comes here; a loss is what Lightning wants of all of them.
+        return torch.stack([value.sum() for value in self.params.values()]).sum() * 0
+
+    def descend(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The loss of a batch; modules that optimize by hand take the step themselves."""
         loss = self.objective(self.family, self.live_params(), self.denoiser, batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=batch.noise.shape[0])
         return loss
@@ -133,10 +151,20 @@ class SolverDistillation(LightningModule):
         self.spending.begin(self.device)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        if self.fit.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.params.parameters(), self.fit.gradient_clip)
+        gradients = [value.grad for value in self.params.values() if value.grad is not None]
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # it leaves such steps out itself
+        if not scaled and not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            self._fail(2)
+            for value in self.params.values():
+                value.grad = None  # which optimizers leave alone
+        else:
+            self.failures = 0
+            if self.fit.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(self.params.parameters(), self.fit.gradient_clip)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if not all(bool(torch.isfinite(value).all()) for value in self.params.values()):
+            self._fail(1)
         if self.ema is not None:
             self.ema.update_parameters(self.params)
         self.spending.end()
@@ -146,7 +174,11 @@ class SolverDistillation(LightningModule):
         self.spending.begin(self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        program = self.family.program(self.current_params())
+        params = self.current_params()
+        if self._refused(params):
+            self._errors.append(batch.end.new_full((len(batch.end),), torch.inf))
+            return
+        program = self.family.program(params)
         self._errors.append(rmse(sample(program, self.denoiser, batch.noise, batch.cond), batch.end))
 
     def on_validation_epoch_end(self) -> None:
@@ -170,6 +202,25 @@ class SolverDistillation(LightningModule):
         if fit.patience is not None and self.idle >= fit.patience:
             self.trainer.should_stop = True
 
+    def _refused(self, params: Params) -> bool:
+        """Whether params are not finite, or the family has no solver of them."""
+        if not all(bool(torch.isfinite(value).all()) for value in params.values()):
+            return True
+        try:
+            with torch.no_grad():
+                self.family.program(params)
+        except NO_SOLVER:
+            return True
+        return False
+
+    def _fail(self, patience: int) -> None:
+        """Note that a step could not be taken; go back to the best params after so many in a row."""
+        self.failures, self.not_taken = self.failures + 1, self.not_taken + 1
+        if self.failures >= patience:
+            self._roll_back()
+        if self.failures >= FAILURES:
+            self.trainer.should_stop = True
+
     def _roll_back(self) -> None:
         """Go back to the best params with half the learning rates, forgetting the optimizer's moments."""
         self.rollbacks += 1
@@ -189,8 +240,11 @@ class SolverDistillation(LightningModule):
     def report(self) -> FitReport:
         """What the fit did and what it cost so far."""
         plateau = self.fit.patience is not None and self.idle >= self.fit.patience
-        note = f"rolled back {self.rollbacks} times" if self.rollbacks else ""
-        return self.spending.report("plateau" if plateau else "all iterations done", note)
+        notes = [f"rolled back {self.rollbacks} times"] if self.rollbacks else []
+        if self.not_taken:
+            notes.append(f"{self.not_taken} steps were not finite and not taken")
+        failed = f"{FAILURES} steps in a row were not finite" if self.failures >= FAILURES else ""
+        return self.spending.report(failed or ("plateau" if plateau else "all iterations done"), ", ".join(notes))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.params.items())

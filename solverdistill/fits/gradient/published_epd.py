@@ -38,7 +38,7 @@ class PublishedEPDDistillation(SolverDistillation):
         super().__init__(*args, **options)
         self.automatic_optimization = False
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def descend(self, batch: Batch, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         if not isinstance(self.objective, PublishedEPD):
             raise ValueError("fit=published_epd needs objective=published_epd, whose loss comes step by step")

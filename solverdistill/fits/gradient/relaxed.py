@@ -14,7 +14,7 @@ from solverdistill.fits.gradient.relaxed_noise import accept, move, prior_bound,
 from solverdistill.fits.protocol import FitPlan
 from solverdistill.objectives.rollout import Outcome
 from solverdistill.references.batch import Batch
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class RelaxedFit(GradientFit):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self)
+        check_ranges(self, "fit.", "radius_factor", "shift_scale", least=0)
 
     def of_step(self, family: Family) -> float:
         """Beside the student's step, the loss at the moved noises."""
@@ -62,7 +63,7 @@ class RelaxedDistillation(SolverDistillation):
         self.rate = shift_rate(self.family.nfe, self.fit.shift_scale)
         self.register_buffer("shifts", torch.zeros(samples, *shape))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def descend(self, batch: Batch, batch_idx: int) -> None:
         optimizer: Any = self.optimizers()
         if batch.positions is None:
             raise ValueError("relaxed fitting needs batches that know the positions of their samples")

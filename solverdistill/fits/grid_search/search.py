@@ -23,7 +23,7 @@ from solverdistill.fits.grid_search.oss import median_steps, optimal_steps
 from solverdistill.references.seeding import SPLITS, seeded_noise
 from solverdistill.references.solving import Reference
 from solverdistill.references.trajectory import Trajectory
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_range
 
 COMBINATIONS = ("shared", "median")
 
@@ -174,6 +174,7 @@ def search_grid(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise TypeError(f"{name} of a search must be an integer of at least 1, not {value!r}")
     reference = Reference(steps=60) if reference is None else reference
+    check_range("steps of a search among the points of a reference", steps, most=reference.steps)
     method = make_method(method) if isinstance(method, str) else method
     levels = reference.levels(teacher.path, teacher.noise_range)
     noise, cond = seeded_noise(range(SPLITS["train"], SPLITS["train"] + samples), teacher, seed)

@@ -66,7 +66,7 @@ def row_equations(
     if basis.shape[1] > 1:
         # Rounding decided the smallest columns of the first pass; at unit size they are seen for what they are.
         again = _mean_products(basis.T @ row.jacobian, registers, None, reduce)
-        basis = basis @ _orthonormal(again, UNDETERMINED)
+        basis = basis @ _orthonormal(again, UNDETERMINED, turned=False)
     penalty = basis.T @ (products.diagonal()[:, None] * basis)
 
     def residual(images: Tensor, index: Tensor) -> Tensor:
@@ -93,10 +93,17 @@ def _mean_products(
     return (reduced[:-1] / reduced[-1]).view(size, size)
 
 
-def _orthonormal(products: Tensor, smallest: float) -> Tensor:
+def _orthonormal(products: Tensor, smallest: float, turned: bool = True) -> Tensor:
     """Combinations of columns with the given products that are orthonormal, up to rounding. Shape: (columns, rank).
 
     Columns whose mean square is at most `smallest` times the largest are left out, and all if a product is not finite.
+
+    Args:
+        products: Mean products of the columns.
+        smallest: Share of the largest mean square.
+        turned: Turn the columns into their principal directions, in which large and small ones are apart. False: stay
+            as close to them as can be, so that columns that are orthonormal already, and whose principal directions
+            mean nothing, are not mixed: small differences of images, blown up to unit size, have few digits.
     """
     square = products.diagonal()
     if not bool(torch.isfinite(products).all()) or not len(square):
@@ -104,7 +111,8 @@ def _orthonormal(products: Tensor, smallest: float) -> Tensor:
     used = square > smallest * square.max()
     size, kept = square[used].sqrt(), torch.eye(len(square), dtype=torch.float64)[:, used]
     values, vectors = torch.linalg.eigh(products[used][:, used] / size[:, None] / size)
-    return kept @ (vectors / values.clamp(min=EPS * float(values.max())).sqrt() / size[:, None])
+    combined = vectors / values.clamp(min=EPS * float(values.max())).sqrt()
+    return kept @ ((combined if turned else combined @ vectors.T) / size[:, None])
 
 
 def double(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from solverdistill.fits.least_squares.wanted_states import FINE_SOLVERS, FORMS, 
 from solverdistill.fits.report import Meter
 from solverdistill.references.batch import Batch
 from solverdistill.support.processes import total
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,8 @@ class RowSettings:
             raise ValueError(f"fit.form is {self.form!r}; known: {', '.join(FORMS)}")
         if self.fine_solver not in FINE_SOLVERS:
             raise ValueError(f"fit.fine_solver is {self.fine_solver!r}; known: {', '.join(FINE_SOLVERS)}")
-        for name in ("samples", "batch_size", "fine_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit.{name} must be at least 1, not {getattr(self, name)}")
-        if self.ridge is not None and not self.ridge >= 0:
-            raise ValueError(f"fit.ridge must be at least 0, not {self.ridge}")
+        check_ranges(self, "fit.", "samples", "batch_size", "fine_steps", least=1)
+        check_ranges(self, "fit.", "ridge", least=0)
 
 
 class RowFit(NamedTuple):

@@ -28,7 +28,7 @@ import torch
 
 from solverdistill.families.base import Family, Params
 from solverdistill.families.student import Student
-from solverdistill.fits.batches import mean_error, take, take_solved
+from solverdistill.fits.batches import error_of, take, take_solved
 from solverdistill.fits.least_squares.row_fits import RowSettings, fit_rows
 from solverdistill.fits.point_search import PointSearchFit, search_points, searchable
 from solverdistill.fits.protocol import Finalist, FitContext, FitPlan, Progress, Standing
@@ -36,7 +36,7 @@ from solverdistill.fits.race.entrants import GITS_WEIGHTS, Entrant, entrants, fr
 from solverdistill.fits.report import FitReport, Meter, Point
 from solverdistill.references.batch import Batch
 from solverdistill.support.processes import count, dealt, share
-from solverdistill.support.type_checks import check_fields
+from solverdistill.support.type_checks import check_fields, check_ranges
 
 SHIFTS = (1.0, 2.0, 3.0)  # of log(alpha / sigma) at the start, tried on the best grids
 FINER = (-0.5, 0.5)  # tried on the best of these
@@ -78,9 +78,7 @@ class RaceFit:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("first", "survivors", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"fit.race.{name} must be at least 1, not {getattr(self, name)}")
+        check_ranges(self, "fit.race.", "first", "survivors", "batch_size", least=1)
 
     def check(self, plan: FitPlan) -> None:
         """Refuse to come after another fit."""
@@ -248,7 +246,8 @@ class _Race:
         """Entrants by their errors as they are."""
         batch, placed = take(self.held_out, torch.arange(min(samples, len(self.held_out.noise)))), list[Placed]()
         for entrant in field:
-            error = mean_error(entrant.program, self.denoiser, batch, self.settings.batch_size, self.meter)
+            of = self.denoiser, batch, self.settings.batch_size, self.meter
+            error = error_of(lambda one=entrant: one.program, *of)
             placed.append(Placed(entrant, entrant, error))
         return _sorted(placed)
 

@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from solverdistill.support.arrays import check_size, plain_problem, read_npy, read_safetensors
+from solverdistill.support.limits import Allowance
+from solverdistill.support.pickles import read_torch
+
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -44,20 +48,22 @@ def read_samples(path: str, shape: tuple[int, ...], count: int) -> Tensor:
 
 def _read_tensor(place: Path) -> Tensor:
     if place.suffix == ".npy":
-        import numpy as np
-
-        return torch.from_numpy(np.load(place, allow_pickle=False))
+        array = read_npy(place)
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            raise ValueError(f"samples {place} hold {array.dtype} values, which are no numbers of up to 8 bytes")
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     if place.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = list(load_file(place).values())
+        tensors = list(read_safetensors(place).values())
     elif place.suffix in (".pt", ".pth"):
-        loaded = torch.load(place, map_location="cpu", weights_only=True)
+        loaded = read_torch(place)
         tensors = [loaded] if isinstance(loaded, Tensor) else []
     else:
         raise ValueError(f"samples {place} must be .npy, .pt, .safetensors or a folder of images")
     if len(tensors) != 1:
         raise ValueError(f"samples {place} must hold one tensor")
+    if problem := plain_problem(tensors[0]):
+        raise ValueError(f"samples {place} hold a tensor that {problem}")
+    check_size(Allowance.of(place), tensors, 4)
     return tensors[0]
 
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
-from solverdistill.support.files import claim, default_root
+from solverdistill.support.files import claim, default_root, expand
 from solverdistill.teachers.checkpoints.cards import Card
 
 TIMEOUT = 30.0  # seconds without any data
@@ -89,7 +89,7 @@ def sha256(path: Path) -> str:
 
 
 def _place(card: Card, folder: str | os.PathLike[str] | None) -> Path:
-    return (checkpoints_folder() if folder is None else Path(folder).expanduser()) / card.file
+    return (checkpoints_folder() if folder is None else expand(folder)) / card.file
 
 
 def _missing(card: Card, path: Path, why: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from solverdistill.networks.dit import DiT
 from solverdistill.networks.guided_unet import GuidedUNet
+from solverdistill.support.files import expand
 from solverdistill.teachers.checkpoints.cards import Card, card
 from solverdistill.teachers.checkpoints.download import fetch
 from solverdistill.teachers.nvlabs import RANDOM, check_state, read_weights
@@ -63,7 +64,7 @@ def load_checkpoint(
     if weights == RANDOM:
         log.warning("%s has RANDOM WEIGHTS (model.weights=random): it measures speed, and its samples are noise", name)
         return random_network(facts, wanted, seed), f"{label}-random"
-    path = fetch(facts) if weights is None else Path(weights).expanduser()
+    path = fetch(facts) if weights is None else expand(weights)
     return load_network(facts, wanted, path), label
 
 

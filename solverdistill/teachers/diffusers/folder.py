@@ -5,13 +5,18 @@ Only JSON and safetensors files are read; nothing that a folder holds is run.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from solverdistill.support.facts import Facts
+from solverdistill.support.files import expand
+from solverdistill.support.json_files import read_json_object
+from solverdistill.teachers.declared import check_declared
 
 HUB = "https://huggingface.co"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,7 +34,7 @@ def pipeline_folder(weights: str, parts: tuple[str, ...], variant: str | None = 
     Raises:
         FileNotFoundError: it is neither here nor can it be downloaded.
     """
-    folder = Path(weights).expanduser()
+    folder = expand(weights)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", weights):
@@ -77,24 +82,21 @@ def read_json(folder: Path, *names: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: none is there.
-        ValueError: it is not JSON.
+        ValueError: it is no JSON object.
     """
     for name in names:
-        path = folder / name
-        if path.is_file():
-            try:
-                return json.loads(path.read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path} is not JSON: {error}") from None
+        if (folder / name).is_file():
+            return read_json_object(folder / name)
     raise FileNotFoundError(f"{folder} has no {' or '.join(names)}; copy it from where the model came from")
 
 
 def model_class(config: dict[str, Any]) -> str:
     """Name of the class of a network; DiT and PixArt were saved under a common one once."""
-    name = str(config.get("_class_name"))
+    facts = Facts("config.json", config)
+    name = facts.word("_class_name")
     if name == "Transformer2DModel":
         norms = {"ada_norm_zero": "DiTTransformer2DModel", "ada_norm_single": "PixArtTransformer2DModel"}
-        return norms.get(str(config.get("norm_type")), name)
+        return norms.get(facts.word("norm_type", ""), name)
     return name
 
 
@@ -124,25 +126,42 @@ def load_network(folder: Path, known: tuple[str, ...], dtype: str = "float32", v
         FileNotFoundError: the weights are not there as safetensors.
         ValueError: another architecture, a truncated file, tensors that do not fit.
     """
-    from safetensors import SafetensorError
-
     diffusers = library()
     if dtype not in DTYPES:
         raise ValueError(f"model.weights_dtype {dtype!r} is unknown; known: {', '.join(DTYPES)}")
-    name = model_class(read_json(folder, "config.json"))
+    config = read_json(folder, "config.json")
+    name = model_class(config)
     if name not in known:
-        raise ValueError(f"{folder} holds a {name} and not a {' or '.join(known)}; choose the model=... that fits it")
+        wanted = " or ".join(known)
+        raise ValueError(f"{folder} holds a {name[:60]} and not a {wanted}; choose the model=... that fits it")
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{folder} has no .safetensors file, and no other kind is read; have diffusers save the pipeline again"
         )
+    cls = getattr(diffusers, name)
+    check_declared(folder, config, lambda: cls.from_config(config))
     options = {"torch_dtype": DTYPES[dtype], "variant": variant, "use_safetensors": True, "local_files_only": True}
+    return load_strictly(folder, name, lambda: cls.from_pretrained(str(folder), output_loading_info=True, **options))
+
+
+def load_strictly(folder: Path, name: str, load: Callable[[], tuple[Any, Any]]) -> Any:
+    """Load a network with a library that fills missing tensors with random numbers, and refuse it if it did.
+
+    Args:
+        folder: Where it lies.
+        name: What messages call it.
+        load: Gives the network and what the library says about its keys.
+    Raises:
+        ValueError: a tensor is missing or has another shape, or the files are damaged.
+    """
     try:
-        network, info = getattr(diffusers, name).from_pretrained(str(folder), output_loading_info=True, **options)
-    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        network, info = load()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the libraries raise whatever a damaged file leads them to
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the {name} in {folder} cannot be loaded: {reason}") from None
-    problems = [str(key) for key in (*info["missing_keys"], *info["mismatched_keys"])]
+    problems = sorted(str(key) for key in (*info["missing_keys"], *info["mismatched_keys"]))
     if problems:
         raise ValueError(f"the weights in {folder} lack or misshape {len(problems)} tensors, first {problems[0]}")
     if info["unexpected_keys"]:

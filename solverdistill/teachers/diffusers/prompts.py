@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import inspect
+import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solverdistill.teachers.diffusers.folder import DTYPES, TEXT_PARTS, library, read_json
+from solverdistill.support.files import expand
+from solverdistill.support.limits import first_sentence, shown
+from solverdistill.teachers.declared import check_declared
+from solverdistill.teachers.diffusers.folder import DTYPES, TEXT_PARTS, library, load_strictly, read_json
 
 COLUMNS = ("prompt", "caption", "text")
 BATCH = 8
@@ -30,16 +36,17 @@ def read_prompts(prompts: str | Sequence[str] | None) -> list[str]:
         prompts: File or list; None takes the short list of captions that comes with the package.
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it holds no prompts.
+        ValueError: it holds no prompts, or is not UTF-8; the message names the line.
     """
     if prompts is None:
         text = resources.files("solverdistill.teachers.diffusers").joinpath("prompts.txt").read_text(encoding="utf-8")
         found = text.splitlines()
     elif isinstance(prompts, str):
-        path = Path(prompts).expanduser()
+        path = expand(prompts)
         if not path.is_file():
             raise FileNotFoundError(f"model.prompts={prompts} is no file; give one prompt per line, or a CSV")
-        found = _from_csv(path) if path.suffix.lower() == ".csv" else path.read_text(encoding="utf-8").splitlines()
+        text = _read_text(path)
+        found = _from_csv(path, text) if path.suffix.lower() == ".csv" else text.splitlines()
     else:
         found = [str(prompt) for prompt in prompts]
     found = [prompt.strip() for prompt in found if prompt.strip()]
@@ -48,14 +55,32 @@ def read_prompts(prompts: str | Sequence[str] | None) -> list[str]:
     return found
 
 
-def _from_csv(path: Path) -> list[str]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
+def _read_text(path: Path) -> str:
+    """Text in UTF-8, with or without a byte order mark."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"line {line} of {path} is not UTF-8 (byte 0x{content[error.start]:02x}); save the file as UTF-8"
+        ) from None
+
+
+def _from_csv(path: Path, text: str) -> list[str]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    before = csv.field_size_limit(max(len(text), 1 << 17))  # a field may be as long as the file
+    try:
         columns = reader.fieldnames or []
         column = next((name for name in COLUMNS if name in columns), None)
         if column is None:
-            raise ValueError(f"{path} has no column named {', '.join(COLUMNS)}; it has: {', '.join(columns) or 'none'}")
+            named = " ".join(", ".join(columns).split())[:200] or "none"
+            raise ValueError(f"{path} has no column named {', '.join(COLUMNS)}; it has: {named}")
         return [row[column] or "" for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num} of {path} is no line of a CSV file: {error}") from None
+    finally:
+        csv.field_size_limit(before)
 
 
 class PromptTable(nn.Module):
@@ -144,7 +169,10 @@ ENCODERS = {
         {"": "PixArtAlphaPipeline", "PixArtSigmaPipeline": "PixArtSigmaPipeline"}, "transformer", _encode_pixart
     ),
 }
-UNUSED = ("vae", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
+TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
+OPTIONAL = ("text_encoder_3", "tokenizer_3")  # SD3's largest encoder, which may be left away
+COMPLETE: dict[str, tuple[str, ...]] = {"missing_keys": (), "mismatched_keys": (), "unexpected_keys": ()}
 
 
 @torch.no_grad()
@@ -172,22 +200,11 @@ def embed_prompts(
     Raises:
         ValueError: the text encoders cannot be loaded.
     """
-    diffusers = library()
     encoder, index = ENCODERS[kind], read_json(folder, "model_index.json")
-    cls = encoder.pipeline.get(str(index.get("_class_name")), encoder.pipeline[""])
-    absent = dict.fromkeys(name for name in (encoder.network, *UNUSED) if name in index)
-    if not (folder / "text_encoder_3").is_dir():  # SD3's largest encoder, which may be left away
-        absent |= dict.fromkeys(name for name in ("text_encoder_3", "tokenizer_3") if name in index)
-    options = {"torch_dtype": DTYPES[dtype], "variant": variant, "use_safetensors": True, "local_files_only": True}
-    if kind == "sd":
-        options["requires_safety_checker"] = False
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # older versions know no other name
-            pipe = getattr(diffusers, cls).from_pretrained(str(folder), **absent, **options)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the text encoders in {folder} cannot be loaded: {reason}") from None
+    stated = index.get("_class_name")
+    cls = encoder.pipeline.get(stated if isinstance(stated, str) else "", encoder.pipeline[""])
+    parts = load_text_parts(folder, index, dtype, variant)
+    pipe = _assemble(folder, getattr(library(), cls), parts)
     if kind == "sd3":  # in place of its largest encoder come zeros, of a width that the pipeline asks its network for
         config = read_json(folder / encoder.network, "config.json")
         pipe.transformer = SimpleNamespace(config=SimpleNamespace(**config))
@@ -197,15 +214,80 @@ def embed_prompts(
         if isinstance(part := getattr(pipe, name, None), nn.Module):
             part.to(device)
     log.info("embedding %d prompts with the text encoders of %s", len(prompts), folder.name)
-    texts, parts = [*prompts, negative], []
+    texts, rows = [*prompts, negative], []
     for start in range(0, len(texts), BATCH):
-        encoded = encoder.encode(pipe, texts[start : start + BATCH], device, length)
-        parts.append({name: value.cpu() for name, value in encoded.items()})
-    table = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        encoded = _encode(folder, encoder, pipe, texts[start : start + BATCH], device, length)
+        rows.append({name: value.cpu() for name, value in encoded.items()})
+    table = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     if kind == "sdxl" and not negative and index.get("force_zeros_for_empty_prompt", True):
         for value in table.values():
             value[-1] = 0
     return PromptTable(table)
+
+
+def load_text_parts(folder: Path, index: Mapping[str, Any], dtype: str, variant: str | None) -> dict[str, Any]:
+    """The text encoders and tokenizers that a pipeline names, strictly: none comes with a random tensor.
+
+    Raises:
+        ValueError: one is of a class that is not known, or cannot be loaded.
+    """
+    import transformers
+
+    found: dict[str, Any] = {}
+    for part in TEXT_PARTS:
+        entry, place = index.get(part), folder / part
+        optional = part in OPTIONAL and not (folder / "text_encoder_3").is_dir()
+        if entry is None or optional or (isinstance(entry, list) and entry and entry[-1] is None):
+            continue
+        name = entry[-1] if isinstance(entry, list) and entry else entry
+        known = TOKENIZERS if part.startswith("tokenizer") else TEXT_ENCODERS
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(f"{folder} names {shown(name)} as its {part}; known: {', '.join(known)}")
+        if not place.is_dir():
+            raise ValueError(f"the text encoders in {folder} cannot be loaded: there is no folder {part}")
+        cls = getattr(transformers, name)
+        if known is TOKENIZERS:
+            load = partial(cls.from_pretrained, str(place), local_files_only=True)
+            found[part] = load_strictly(place, name, lambda load=load: (load(), COMPLETE))
+        else:
+            found[part] = _load_encoder(place, cls, dtype, variant)
+    return found
+
+
+def _load_encoder(place: Path, cls: Any, dtype: str, variant: str | None) -> Any:
+    config = read_json(place, "config.json")
+    check_declared(place, config, lambda: cls(cls.config_class.from_dict(config)))
+    options = {"torch_dtype": DTYPES[dtype], "use_safetensors": True, "local_files_only": True}
+    if variant and any(place.glob(f"*.{variant}*.safetensors")):
+        options["variant"] = variant
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # older versions know no other name
+        load = partial(cls.from_pretrained, str(place), output_loading_info=True, **options)
+        return load_strictly(place, cls.__name__, load)
+
+
+def _assemble(folder: Path, cls: Any, parts: dict[str, Any]) -> Any:
+    """A pipeline of its text parts alone, which only embeds prompts."""
+    asked = inspect.signature(cls.__init__).parameters
+    absent = [name for name in TEXT_PARTS if name in asked and name not in parts and name not in OPTIONAL]
+    if absent and asked[absent[0]].default is inspect.Parameter.empty:
+        raise ValueError(f"the text encoders in {folder} cannot be loaded: model_index.json names no {absent[0]}")
+    needed = (name for name, option in asked.items() if option.default is inspect.Parameter.empty and name != "self")
+    arguments = dict.fromkeys(needed) | {name: part for name, part in parts.items() if name in asked}
+    if "requires_safety_checker" in asked:
+        arguments["requires_safety_checker"] = False
+    return cls(**arguments)
+
+
+def _encode(
+    folder: Path, encoder: Encoder, pipe: Any, prompts: list[str], device: torch.device, length: int | None
+) -> dict[str, Tensor]:
+    try:
+        return encoder.encode(pipe, prompts, device, length)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # parts that do not fit each other
+        raise ValueError(f"the text encoders in {folder} cannot embed prompts: {first_sentence(error)}") from None
 
 
 def best_device() -> torch.device:

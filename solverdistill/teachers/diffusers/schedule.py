@@ -25,6 +25,8 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
 from solverdistill.noise.paths import Discrete, Flow, Path
+from solverdistill.support.facts import LARGEST, Facts
+from solverdistill.support.limits import shown
 
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "denoised", "flow_prediction": "flow"}
 LAST_ALPHA_SQUARE = 2.0**-24
@@ -41,6 +43,7 @@ NO_ODE = {  # schedulers whose steps are no steps of an ODE, and what they are i
     "VQDiffusionScheduler": "draws of tokens",
     "RePaintScheduler": "steps back and forth",
 }
+MAX_STEPS = 100_000  # training timesteps; a table has one entry for each
 
 
 @dataclass
@@ -63,7 +66,7 @@ class Schedule:
     def __post_init__(self) -> None:
         known = sorted(PREDICTIONS.values())
         if self.prediction not in known:
-            raise ValueError(f"prediction {self.prediction!r} is unknown; known: {', '.join(known)}")
+            raise ValueError(f"prediction {shown(self.prediction)} is unknown; known: {', '.join(known)}")
         if (self.prediction == "flow") != isinstance(self.path, Flow):
             raise ValueError(f"prediction {self.prediction!r} does not go with the scheduler's {self.path.name} path")
         if self.zero_snr and self.prediction == "eps":
@@ -127,39 +130,54 @@ def make_schedule(
     Raises:
         ValueError: the schedule is of a kind that is not supported.
     """
-    stated = PREDICTIONS.get(config.get("prediction_type", "epsilon"), config.get("prediction_type"))
-    steps = int(config.get("num_train_timesteps", 1000))
-    cls = str(config.get("_class_name", "unnamed scheduler"))
+    facts = Facts("scheduler_config.json", config)
+    told = facts.word("prediction_type", "epsilon")
+    stated, steps = PREDICTIONS.get(told, told), facts.count("num_train_timesteps", 1, MAX_STEPS, 1000)
+    cls = facts.word("_class_name", "unnamed scheduler")
     if cls.startswith("FlowMatch"):
-        return Schedule(Flow(_shift(config, image_tokens)), prediction or "flow", steps)
-    if config.get("use_flow_sigmas") or stated == "flow":
-        return Schedule(Flow(float(config.get("flow_shift", 1.0))), prediction or "flow", steps)
+        return Schedule(Flow(_shift(facts, image_tokens)), prediction or "flow", steps)
+    if facts.flag("use_flow_sigmas", False) or stated == "flow":
+        return Schedule(Flow(_positive(facts.number("flow_shift", 1.0))), prediction or "flow", steps)
     if "beta_schedule" not in config and config.get("trained_betas") is None:
-        raise ValueError(f"the noise schedule of {cls} is not supported; known: betas, and flow matching")
-    zero_snr = bool(config.get("rescale_betas_zero_snr", False))
-    return Schedule(_discrete(config, steps, zero_snr), prediction or str(stated), steps, zero_snr)
+        raise ValueError(f"the noise schedule of {cls[:60]} is not supported; known: betas, and flow matching")
+    steps, zero_snr = (
+        facts.count("num_train_timesteps", 2, MAX_STEPS, 1000),
+        facts.flag("rescale_betas_zero_snr", False),
+    )
+    return Schedule(_discrete(facts, steps, zero_snr), prediction or stated, steps, zero_snr)
 
 
-def _shift(config: Mapping[str, Any], image_tokens: int | None) -> float:
+def _shift(facts: Facts, image_tokens: int | None) -> float:
     """Shift of a flow path; a dynamic one is exp(mu), with mu linear in the number of image tokens."""
-    if not config.get("use_dynamic_shifting", False):
-        return float(config.get("shift", 1.0))
+    if not facts.flag("use_dynamic_shifting", False):
+        return _positive(facts.number("shift", 1.0))
     if image_tokens is None:
         raise ValueError("the scheduler shifts its times by the image's size, which this kind of model does not count")
-    few, many = float(config.get("base_image_seq_len", 256)), float(config.get("max_image_seq_len", 4096))
-    low, high = float(config.get("base_shift", 0.5)), float(config.get("max_shift", 1.15))
-    mu = low + (high - low) * (image_tokens - few) / (many - few)
-    return mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+    few, many = facts.number("base_image_seq_len", 256), facts.number("max_image_seq_len", 4096)
+    low, high = facts.number("base_shift", 0.5), facts.number("max_shift", 1.15)
+    mu = low + (high - low) * (image_tokens - few) / (many - few) if many > few else math.nan
+    return _positive(mu if facts.word("time_shift_type", "exponential") == "linear" else math.exp(min(mu, 100.0)))
 
 
-def _discrete(config: Mapping[str, Any], steps: int, zero_snr: bool) -> Discrete:
-    kind, trained = config.get("beta_schedule", "linear"), config.get("trained_betas")
-    start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
-    shift = float(config.get("snr_shift_scale", 1.0))
+def _positive(shift: float) -> float:
+    if not 0 < shift < LARGEST:
+        raise ValueError(f"the scheduler shifts its times by {shift:.6g}, which must be a sensible number above 0")
+    return shift
+
+
+def _discrete(facts: Facts, steps: int, zero_snr: bool) -> Discrete:
+    kind, trained = facts.word("beta_schedule", "linear"), facts.values.get("trained_betas")
+    start, end = facts.number("beta_start", 0.0001), facts.number("beta_end", 0.02)
+    if not (0 <= start < 1 and 0 < end < 1):
+        raise ValueError(f"betas of the scheduler go from {start:g} to {end:g}; they lie between 0 and 1")
+    shift = _positive(facts.number("snr_shift_scale", 1.0))
     if trained is not None:
-        betas = torch.tensor([float(beta) for beta in trained], dtype=torch.float64)
+        listed = trained.tolist() if hasattr(trained, "tolist") else trained  # an array, of a scheduler in memory
+        betas = torch.tensor(Facts(facts.file, {"trained_betas": listed}).numbers("trained_betas"), dtype=torch.float64)
         if len(betas) != steps:
             raise ValueError(f"trained_betas of the scheduler are {len(betas)} numbers for {steps} timesteps")
+        if not bool(((betas >= 0) & (betas <= 1)).all()):
+            raise ValueError("trained_betas of the scheduler lie between 0 and 1, and some do not")
     elif kind in ("linear", "scaled_linear"):
         path = Discrete(None, kind, start, end, steps)
         if not zero_snr and shift == 1:
@@ -171,9 +189,8 @@ def _discrete(config: Mapping[str, Any], steps: int, zero_snr: bool) -> Discrete
         square = torch.cos(angle) ** 2
         betas = (1 - square[1:] / square[:-1]).clamp(max=0.999)
     else:
-        raise ValueError(
-            f"beta_schedule {kind!r} of the scheduler is not supported; known: linear, scaled_linear, squaredcos_cap_v2"
-        )
+        known = "linear, scaled_linear, squaredcos_cap_v2"
+        raise ValueError(f"beta_schedule {kind[:60]!r} of the scheduler is not supported; known: {known}")
     cumprod = _shifted(torch.cumprod(1 - betas, dim=0), shift)
     return Discrete(_zero_terminal_snr(cumprod) if zero_snr else tuple(cumprod.tolist()))
 

@@ -8,12 +8,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from solverdistill.support.facts import Facts
+from solverdistill.support.limits import shown
 from solverdistill.support.type_checks import check_fields
 from solverdistill.teachers.diffusers.folder import load_network, part_folder, pipeline_folder, read_json
 from solverdistill.teachers.diffusers.prompts import PromptTable, embed_prompts, read_prompts
 from solverdistill.teachers.diffusers.schedule import Schedule, make_schedule
 from solverdistill.teachers.diffusers.vae import Decoder
 
+MAX_BLOCKS = 16  # of a decoder, each of which doubles the size
 Size = int | Sequence[int] | None
 
 
@@ -65,10 +68,11 @@ class Source:
             ValueError: they are not.
         """
         wanted = default if self.latent_size is None else self.latent_size
-        pair = (wanted, wanted) if isinstance(wanted, int) else tuple(wanted or ())
+        pair = (wanted, wanted) if isinstance(wanted, int) else wanted
+        pair = tuple(pair) if isinstance(pair, Sequence) else ()
         if len(pair) != 2 or any(type(v) is not int or v < 1 or v % multiple for v in pair):
             raise ValueError(
-                f"model.latent_size={wanted} must be an integer or [height, width], multiples of {multiple}"
+                f"model.latent_size={shown(wanted)} must be an integer or [height, width], multiples of {multiple}"
             )
         return pair[0], pair[1]
 
@@ -77,7 +81,8 @@ class Source:
         """Image pixels along one latent pixel."""
         if not (self.folder / "vae" / "config.json").is_file():
             return 8
-        return 2 ** (len(read_json(self.folder / "vae", "config.json").get("block_out_channels", [0] * 4)) - 1)
+        facts = Facts(str(self.folder / "vae" / "config.json"), read_json(self.folder / "vae", "config.json"))
+        return 2 ** (len(facts.numbers("block_out_channels", [0.0] * 4)[:MAX_BLOCKS]) - 1)
 
     def decoder(self, tile: int | None) -> Decoder:
         """The VAE, loaded when it is first used."""
