@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scripts.benchmarks.teaching import teacher_of, teaches
@@ -18,7 +19,7 @@ from solverdistill.families import build
 from solverdistill.noise.grids import Grid
 from solverdistill.teachers import diffusers as dedicated
 from solverdistill.teachers import from_pipeline
-from solverdistill.teachers.diffusers.pipelines.loading import pipeline
+from solverdistill.teachers.diffusers.pipelines.loading import load_pipeline, pipeline
 from solverdistill.training.distilling import load_teacher
 from tests import pipeline_folders as folders
 from tests.diffusers_networks import assert_close_to_scale
@@ -248,6 +249,18 @@ def test_a_folder_is_a_model_of_the_configuration(tmp_path: Path) -> None:
     assert teacher.own_guidance == 7.5 and teacher.shape == (4, 8, 8)  # the pipeline's own scale
     drawn = [int(teacher.draw_cond(torch.Generator().manual_seed(seed))) for seed in range(20)]
     assert set(drawn) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_a_network_without_all_of_its_weights_is_refused(part: str, tmp_path: Path) -> None:
+    folders.stable_diffusion(tmp_path)
+    (file,) = (tmp_path / part).glob("*.safetensors")
+    tensors = load_file(file)
+    lost = sorted(name for name in tensors if name.endswith("weight"))[0]
+    del tensors[lost]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"lack or misshape 1 tensors, first .*{lost.rsplit('.', 2)[-2]}"):
+        load_pipeline(str(tmp_path), "float32")
 
 
 def test_frames_of_a_video_are_those_of_the_pipeline() -> None:

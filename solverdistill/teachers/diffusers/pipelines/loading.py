@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from solverdistill.teachers.diffusers.folder import DTYPES, library, pipeline_folder, read_json
+from solverdistill.teachers.diffusers.folder import DTYPES, library, load_strictly, pipeline_folder, read_json
 from solverdistill.teachers.diffusers.pipelines.live import Prompts, from_pipeline
 from solverdistill.teachers.diffusers.pipelines.teacher import PipelineTeacher
 from solverdistill.teachers.diffusers.pipelines.view import NETWORKS
@@ -86,11 +88,12 @@ def load_pipeline(weights: str, dtype: str = "bfloat16", variant: str | None = N
     parts = check_index(weights, index)
     folder = pipeline_folder(weights, parts, variant)
     kind = getattr(diffusers, str(index["_class_name"]))
-    options = {"torch_dtype": DTYPES[dtype], "variant": variant, "use_safetensors": True, "local_files_only": True}
+    options = {"torch_dtype": DTYPES[dtype], "use_safetensors": True, "local_files_only": True}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)  # older versions know no other name
-            pipe = kind.from_pretrained(str(folder), **options)
+            networks = load_networks(folder, index, variant, options)
+            pipe = kind.from_pretrained(str(folder), variant=variant, **networks, **options)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the {kind.__name__} in {folder} cannot be loaded: {reason}") from None
@@ -101,6 +104,44 @@ def load_pipeline(weights: str, dtype: str = "bfloat16", variant: str | None = N
             if name.startswith(NETWORKS):
                 part.to(here)
     return pipe
+
+
+def load_networks(
+    folder: Path, index: Mapping[str, Any], variant: str | None, options: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """The networks of a pipeline, each loaded strictly: the libraries fill missing tensors with random numbers.
+
+    Args:
+        folder: The pipeline's folder.
+        index: Its checked index.
+        variant: Of the weight files, where a network has such.
+        options: Of `from_pretrained`.
+    Raises:
+        ValueError: a network lacks weights, or cannot be loaded.
+    """
+    found = dict[str, nn.Module]()
+    for part, entry in index.items():
+        cls = class_of(entry)
+        if not isinstance(cls, type) or nn.Module not in cls.__mro__:
+            continue  # schedulers, tokenizers, processors
+        place, own = folder / part, dict(options)
+        if variant and any(place.glob(f"*.{variant}*.safetensors")):
+            own["variant"] = variant
+        load = partial(cls.from_pretrained, str(place), output_loading_info=True, **own)
+        found[part] = load_strictly(place, cls.__name__, load)
+    return found
+
+
+def class_of(entry: Any) -> Any:
+    """The class that an entry of a checked index names; None where it names none that is installed."""
+    if not isinstance(entry, list) or len(entry) != 2 or entry[0] is None:
+        return None
+    origin, name = map(str, entry)
+    if origin == "transformers":
+        import transformers
+
+        return getattr(transformers, name, None)
+    return getattr(library() if origin == "diffusers" else getattr(library().pipelines, origin), name, None)
 
 
 def check_index(weights: str, index: Mapping[str, Any]) -> tuple[str, ...]:
